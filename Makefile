@@ -1,0 +1,89 @@
+# Everything from a fresh clone with Python >= 3.11 and make alone.
+#   make demo     set up, then do the main job on this machine
+#   make test     set up, then run the tests
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python,\
+	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV := $(shell command -v uv 2>/dev/null)
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(2, (os.cpu_count() or 2)))' 2>/dev/null)
+
+.PHONY: help demo test test-fast test-nightly lint format man completions proto check-generated lock lock-check bench-startup clean
+
+help:
+	@sed -n 's/^#   //p' Makefile; echo 'also: lint format man completions proto lock bench-startup test-fast test-nightly clean'
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo 'exo needs Python 3.11 or newer; install it or say make PYTHON=/path/to/python'; exit 1; }
+ifdef UV
+	@test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV)
+	uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+else
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+endif
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/python benchmarks/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not nightly and not net'
+	$(BIN)/python -m pytest -m 'net and not nightly'
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not nightly and not net and not process'
+
+test-nightly: $(READY) lock-check
+	$(BIN)/python -m pytest -n $(WORKERS) -m nightly
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+man: $(READY)
+	$(BIN)/python man/generate.py
+
+completions: $(READY)
+	$(BIN)/python completions/generate.py
+
+proto: $(READY)
+	$(BIN)/python proto/generate.py
+
+check-generated: $(READY)
+	$(BIN)/python proto/generate.py --check
+	$(BIN)/python man/generate.py --check
+	$(BIN)/python completions/generate.py --check
+
+# The lock holds versions and hashes for every platform, no addresses. It needs uv to be made anew.
+LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-annotate --no-header --python-version 3.11 --extra cpu --group dev pyproject.toml
+
+lock: $(READY)
+	@command -v uv >/dev/null || { echo 'make lock needs uv: pip install uv'; exit 1; }
+	$(LOCK) --upgrade -o requirements.lock
+
+# What a fresh resolution would change; run on a schedule with the nightly tests.
+lock-check:
+	@command -v uv >/dev/null || { echo 'make lock-check needs uv: pip install uv'; exit 1; }
+	@$(LOCK) --upgrade -o build-lock.txt >/dev/null && diff requirements.lock build-lock.txt > build-lock.diff; \
+	  status=$$?; grep -E '^[<>] [a-z]' build-lock.diff; rm -f build-lock.txt build-lock.diff; \
+	  if [ $$status -ne 0 ]; then echo 'requirements.lock is behind; run make lock'; else echo 'requirements.lock is current'; fi
+
+bench-startup: $(READY)
+	$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,3 @@
+"""exo: the machines people already own, as one cluster that runs language models."""
+
+__version__ = "0.1.0"

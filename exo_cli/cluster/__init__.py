@@ -1,0 +1,1 @@
+"""Finding nodes, measuring links, and the topology file they are written to."""

@@ -1,0 +1,1 @@
+"""One thin file a verb: parse, call one package, render. Heavy imports live in the bodies."""

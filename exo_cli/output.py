@@ -1,0 +1,208 @@
+"""The one place that writes to a terminal.
+
+Data goes to standard output, everything else to standard error. Model text, names and paths are
+written as they are and never pass through markup; control characters in them are made visible.
+Rich is imported only when something is drawn on a terminal. Knows nothing of what it is showing.
+"""
+
+import json as json_module
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, TextIO
+
+if TYPE_CHECKING:
+    import msgspec
+    from rich.console import Console, RenderableType
+
+    from exo_cli.errors import ExoError
+
+ColorChoice = Literal["auto", "always", "never"]
+
+
+def visible(text: str) -> str:
+    """`text` without the power to move the cursor or change colours."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+class Output:
+    """Where a verb's words go, and in what shape."""
+
+    def __init__(
+        self,
+        *,
+        json: bool = False,
+        quiet: bool = False,
+        verbose: int = 0,
+        color: ColorChoice = "auto",
+        log_file: str | None = None,
+        stdout: TextIO | None = None,
+        stderr: TextIO | None = None,
+    ) -> None:
+        self.json = json
+        self.quiet = quiet
+        self.verbose = verbose
+        self._color = color
+        self._log_path = log_file
+        self._log: TextIO | None = None
+        self._stdout = stdout or sys.stdout
+        self._stderr = stderr or sys.stderr
+
+    # -- what kind of reader there is ------------------------------------------------------------
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a person looks at standard output in a terminal that can be drawn on."""
+        return self._stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+    @property
+    def stdout_is_a_terminal(self) -> bool:
+        return self._stdout.isatty()
+
+    @property
+    def colored(self) -> bool:
+        if self._color != "auto":
+            return self._color == "always"
+        if os.environ.get("NO_COLOR"):
+            return False
+        return bool(os.environ.get("FORCE_COLOR")) or self.terminal
+
+    @property
+    def unicode(self) -> bool:
+        """Whether standard output can show more than ASCII."""
+        try:
+            "█▏→·".encode(self._stdout.encoding or "ascii")
+        except UnicodeEncodeError:
+            return False
+        return True
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def write(self, text: str) -> None:
+        """Exactly `text`, to standard output."""
+        self._stdout.write(text)
+        self._stdout.flush()
+
+    def line(self, text: str = "") -> None:
+        self.write(text + "\n")
+
+    def struct(self, value: "msgspec.Struct") -> None:
+        """One JSON document on one line."""
+        import msgspec
+
+        self.line(msgspec.json.encode(value).decode())
+
+    def mapping(self, value: dict[str, object]) -> None:
+        self.line(json_module.dumps(value, ensure_ascii=False))
+
+    def rows(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A table: aligned on a terminal, tab-separated with a header line elsewhere."""
+        table = [tuple(header), *(tuple(visible(cell) for cell in row) for row in rows)]
+        if not self.terminal:
+            self.write("".join("\t".join(row) + "\n" for row in table))
+            return
+        widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
+        self.write("\n".join(lines) + "\n")
+
+    def draw(self, renderable: "RenderableType") -> None:
+        """A Rich renderable on standard output."""
+        self.console().print(renderable)
+
+    def console(self) -> "Console":
+        from rich.console import Console
+
+        width = None if self.terminal else int(os.environ.get("COLUMNS", "0") or 0) or 120
+        return Console(
+            file=self._stdout,
+            width=width,
+            force_terminal=self.colored or None,
+            no_color=not self.colored,
+            color_system="auto" if self.colored else None,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=False,
+        )
+
+    # -- words about the work --------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Something a person wants to know while it works."""
+        self._record("info", text)
+        if not self.quiet:
+            self._say(text)
+
+    def detail(self, text: str, level: int = 1) -> None:
+        """Something to see with -v (or -vv)."""
+        self._record("debug", text)
+        if self.verbose >= level:
+            self._say(text)
+
+    def hint(self, text: str) -> None:
+        if not self.quiet and not self.json:
+            self._say(f"hint: {text}")
+
+    def warning(self, text: str) -> None:
+        self._record("warning", text)
+        self._say(f"warning: {text}")
+
+    def error(self, error: "ExoError") -> None:
+        """Why it failed: two lines for a person, one line of JSON for a program."""
+        self._record("error", f"{error.code}: {error.message}")
+        if self.json:
+            from exo_cli.schemas.events import ErrorLine, line
+
+            event = ErrorLine(code=error.code, message=error.message, hint=error.hint, exit=int(error.exit))
+            self._stderr.write(line(event) + "\n")
+        else:
+            self._say(f"error: {error.message}")
+            if error.hint:
+                self._say(f"hint: {error.hint}")
+        self._stderr.flush()
+
+    def _say(self, text: str) -> None:
+        safe = "\n".join(visible(part) for part in text.split("\n"))
+        encoding = self._stderr.encoding or "ascii"
+        self._stderr.write(safe.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        self._stderr.flush()
+
+    # -- the log file ----------------------------------------------------------------------------
+
+    def open_log(self) -> None:
+        """Open the log file, if one was asked for; JSON Lines, appended, readable by its owner."""
+        if self._log_path is None:
+            return
+        from exo_cli.errors import CannotCreate
+
+        try:
+            descriptor = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise CannotCreate(
+                f"cannot write the log file {self._log_path}: {error.strerror}", hint="Give another --log-file."
+            ) from error
+        self._log = os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
+
+    def _record(self, level: str, text: str) -> None:
+        if self._log is not None:
+            entry = {"schema": "exo.log/1", "type": level, "unix_ms": time.time_ns() // 1_000_000, "text": text}
+            self._log.write(json_module.dumps(entry, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def duration_text(seconds: float) -> str:
+    """A time span as a person says it."""
+    for limit, unit, text in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {text}"
+    return f"{seconds / 86_400:.0f} days"
+
+
+Printer = Callable[[str], None]

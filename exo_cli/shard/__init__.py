@@ -1,0 +1,1 @@
+"""serve-shard: one node that announces itself, describes itself and takes work."""

@@ -1,0 +1,1 @@
+"""The cluster key and everything derived from it: authority, leaves, beacon signatures."""

@@ -1,0 +1,1 @@
+"""What goes over the wire: the generated messages, frames, and mutually authenticated channels."""

@@ -1,0 +1,21 @@
+"""Every test runs with a home of its own and without the caller's settings."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME", "VIRTUAL_ENV", "CI")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty HOME, no EXO_*, HF_*, XDG_*, proxy or terminal settings; returns the home."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in list(os.environ):
+        if name not in _KEPT and not name.startswith(("PYTEST", "COV")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    return home
