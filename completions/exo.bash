@@ -1,0 +1,72 @@
+# bash completion for exo: made by completions/generate.py from the verbs and options there are; do not edit
+
+_exo_words() {
+    local word
+    for word in "$@"; do
+        [[ $word == "$cur"* ]] && COMPREPLY[${#COMPREPLY[@]}]=$prefix$word
+    done
+}
+
+_exo_lines() {
+    # Never through compgen -W: it would expand what stands in the words.
+    local line
+    while IFS= read -r line; do
+        [[ $line == "$cur"* ]] && COMPREPLY[${#COMPREPLY[@]}]=$prefix$line
+    done
+}
+
+_exo_dynamic() {
+    _exo_lines < <("${COMP_WORDS[0]/#\~/$HOME}" __complete "$1" 2>/dev/null)
+}
+
+_exo_files() {
+    compopt -o filenames 2>/dev/null
+    _exo_lines < <(compgen "$1" -- "$cur")
+}
+
+_exo() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} prefix="" verb="" i
+    COMPREPLY=()
+    if [[ $cur == --*=* ]]; then
+        prev=${cur%%=*} prefix=${cur%%=*}= cur=${cur#*=}
+    elif [[ $cur == "=" ]]; then
+        cur=""
+    elif [[ $prev == "=" && $COMP_CWORD -gt 2 ]]; then
+        prev=${COMP_WORDS[COMP_CWORD-2]}
+    fi
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        case "$verb/${COMP_WORDS[i]}" in
+            /completion) verb=completion ;;
+            /schema) verb=schema ;;
+            /help) verb=help ;;
+            /key) verb=key ;;
+            key/new) verb='key new' ;;
+            key/export) verb='key export' ;;
+            key/join) verb='key join' ;;
+            key/show) verb='key show' ;;
+            key/rotate) verb='key rotate' ;;
+            /config) verb=config ;;
+            config/show) verb='config show' ;;
+        esac
+    done
+    case "$verb:$prev" in
+        *:--topology|*:--log-file|*:-o|*:--output) _exo_files -f; return ;;
+        *:--color) _exo_words auto always never; return ;;
+    esac
+    case "$verb" in
+        '') if [[ $cur == -* ]]; then _exo_words -V --version -h --help; else _exo_words completion schema help key config; fi ;;
+        completion) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words bash zsh fish; fi ;;
+        schema) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words completion schema help key config; fi ;;
+        help) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words completion schema help key config environment exit-codes; fi ;;
+        key) if [[ $cur == -* ]]; then _exo_words -h --help; else _exo_words new export join show rotate; fi ;;
+        'key new') _exo_words --if-missing --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        'key export') _exo_words -o --output --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        'key join') if [[ $cur == -* ]]; then _exo_words --replace --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_files -f; fi ;;
+        'key show') _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        'key rotate') _exo_words --finish --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        config) if [[ $cur == -* ]]; then _exo_words -h --help; else _exo_words show; fi ;;
+        'config show') _exo_words --origin --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+    esac
+}
+
+complete -F _exo exo

@@ -1,18 +1,34 @@
-"""The entry point: `exo --version` is answered before anything heavy is imported."""
+"""The entry point: `exo --version` and completion are answered before anything heavy is imported."""
 
 import sys
+
+INTERRUPTED = 130
 
 
 def main() -> int:
     """Run `exo`; the return value is the exit code."""
-    if sys.argv[1:] in (["--version"], ["-V"]):
-        from exo_cli import __version__
+    try:
+        return _main(sys.argv[1:])
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
-        print(f"exo {__version__} (independent program, not affiliated with exo-explore/exo)")
-        return 0
+
+def _main(arguments: list[str]) -> int:
+    if arguments in (["--version"], ["-V"]):
+        from exo_cli import VERSION_LINE
+
+        try:
+            print(VERSION_LINE, flush=True)
+            return 0
+        except OSError:
+            pass  # the long way round tries again and says why it cannot
+    elif arguments[:1] == ["__complete"]:
+        from exo_cli.commands.complete import complete
+
+        return complete(arguments[1:])
     from exo_cli.cli import run
 
-    return run(sys.argv[1:])
+    return run(arguments)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from exo_cli import __version__
+from exo_cli import VERSION_LINE
 from exo_cli import config as configuration
-from exo_cli.commands import completion, config, discover, help, key, schema, serve_shard
-from exo_cli.errors import Exit, ExoError, InputOutput, UsageProblem
-from exo_cli.output import Output
+from exo_cli.commands import completion, config, discover, help, key, schema, serve_shard, usage
+from exo_cli.errors import Exit, ExoError, InputOutput
+from exo_cli.output import STDOUT, Output
 
 app = typer.Typer(
     name="exo",
@@ -20,20 +20,22 @@ app = typer.Typer(
     # Typer's own installer edits rc files; `exo completion` prints instead.
     add_completion=False,
     no_args_is_help=True,
+    subcommand_metavar="VERB [ARGUMENTS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"exo {__version__} (independent program, not affiliated with exo-explore/exo)")
+        print(VERSION_LINE)
         raise typer.Exit()
 
 
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """Turn the machines you own into one cluster that runs language models.
@@ -54,79 +56,149 @@ for module in (serve_shard, discover, key, config, completion, schema, help):
 
 def run(arguments: list[str]) -> int:
     """Run one command line; the return value is the exit code."""
+    _fill_closed_streams()
+    settings: dict[str, Any] = {}
     try:
-        return _run(arguments)
-    except BrokenPipeError:
-        _silence_stdout()
-        return Exit.BROKEN_PIPE
+        failure = _attempt(arguments, settings)
+        if isinstance(failure, int):
+            return failure
+        if _is_on("EXO_DEBUG"):
+            import traceback
+
+            traceback.print_exception(failure)
+        _output_of(arguments, settings).error(failure)
+    except OSError as error:  # the error itself could not be written
+        _silence(sys.stderr)
+        return Exit.BROKEN_PIPE if isinstance(error, BrokenPipeError) else Exit.INPUT_OUTPUT
+    return failure.exit
 
 
-def _run(arguments: list[str]) -> int:
-    failure: ExoError
+def _attempt(arguments: list[str], settings: dict[str, Any]) -> int | ExoError:
+    """The exit code, or why there is none; `settings` receives what the files say."""
+    command = typer.main.get_command(app)
     try:
-        result = typer.main.get_command(app)(
-            arguments, prog_name="exo", standalone_mode=False, default_map=_defaults_from_files()
-        )
+        settings.update(_settings_from_files(command, arguments))
+        with command.make_context("exo", list(arguments)) as context:
+            # Only now: Typer would take the settings of the verb help for a value of --help.
+            context.default_map = settings
+            code = int(command.invoke(context) or 0)
         sys.stdout.flush()
-        return int(result or 0)
-    except BrokenPipeError:
-        raise
+        return code
+    except typer.Exit as stop:
+        return _flushed(stop.exit_code)
     except ExoError as error:
-        failure = error
+        return error
     except typer.TyperException as error:
-        return _usage(error, arguments)
+        if usage.is_bare_call(error):
+            print(error.message)
+            return _flushed(Exit.USAGE)
+        return usage.problem(error, command, arguments)
     except (typer.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
     except OSError as error:
-        failure = InputOutput(
-            f"the system refused: {error.strerror or error}", hint="Free what it names and run it again."
+        return _refused(error)
+    except SystemExit as stop:  # Rich's live display ends the process where its reader has gone
+        return _refused(stop.__context__) if isinstance(stop.__context__, OSError) else int(stop.code or 0)
+    except Exception as error:  # noqa: BLE001 - the edge of the process: a bug must end in a sentence too
+        return _caused(
+            ExoError(
+                f"{type(error).__name__}: {error}",
+                hint="This is a bug in exo. EXO_DEBUG=1 prints where it happened.",
+            ),
+            error,
         )
-        failure.__cause__ = error
-    except Exception as error:  # the edge of the process: a bug must still end in a sentence and a code
-        failure = ExoError(
-            f"{type(error).__name__}: {error}", hint="This is a bug in exo. EXO_DEBUG=1 prints where it happened."
-        )
-        failure.__cause__ = error
-    if os.environ.get("EXO_DEBUG"):
-        import traceback
-
-        traceback.print_exception(failure)
-    _output_of(arguments).error(failure)
-    return failure.exit
 
 
-def _usage(error: Any, arguments: list[str]) -> int:
-    """A command line that Typer refused."""
-    from typer.main import get_command
-
-    context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(error.message)
-        return Exit.USAGE
-    message = str(error.format_message()).rstrip(".")
-    path = context.command_path if context is not None else get_command(app).name
-    failure = UsageProblem(message, hint=f"{path} --help lists what it takes.")
-    _output_of(arguments).error(failure)
-    return failure.exit
-
-
-def _output_of(arguments: list[str]) -> Output:
-    """Where the words of a command line go that may not have been parsed."""
-    return Output(json="--json" in arguments or bool(os.environ.get("EXO_JSON")), quiet=False)
-
-
-def _silence_stdout() -> None:
-    # Python flushes standard output once more at exit; the reader is gone, so give it a sink.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _defaults_from_files() -> dict[str, Any]:
+def _settings_from_files(command: Any, arguments: list[str]) -> dict[str, Any]:
     """What exo.toml and config.toml say, in the shape Typer takes defaults in."""
-    files = configuration.read_files()
-    if not files:
-        return {}
-    from exo_cli.commands.config import defaults
+    try:
+        files = configuration.read_files()
+        return config.defaults(command, files) if files else {}
+    except ExoError:
+        # Help must answer most of all when a file is wrong.
+        if arguments[:1] in ([], ["help"], ["completion"]) or usage.asks(arguments, "-h", "--help"):
+            return {}
+        raise
 
-    return defaults(typer.main.get_command(app), files)
+
+def _flushed(code: int) -> int | ExoError:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _refused(error)
+    return code
 
 
+def _refused(error: OSError) -> int | ExoError:
+    """What the system said no to: standard output, or another thing."""
+    if _came_from_stdout(error):
+        _silence(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            return Exit.BROKEN_PIPE
+        return _caused(
+            InputOutput(
+                f"cannot write to standard output: {error.strerror}",
+                hint="Free some space there or send the output elsewhere.",
+            ),
+            error,
+        )
+    about = f"{error.filename}: " if error.filename else ""
+    return _caused(
+        InputOutput(
+            f"the system refused: {about}{error.strerror or error}",
+            hint="Mend what it names and run the command again. EXO_DEBUG=1 prints where it happened.",
+        ),
+        error,
+    )
+
+
+def _came_from_stdout(error: OSError) -> bool:
+    """Whether standard output refused: Typer's own words do not go through `Output`, which would say so."""
+    if error.filename is not None:
+        return bool(error.filename == STDOUT)
+    import select
+
+    try:
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except OSError as again:  # it still holds what it could not write
+        return again.errno == error.errno
+    gone = select.POLLERR | select.POLLHUP
+    return isinstance(error, BrokenPipeError) and any(state & gone for _, state in poll.poll(0))
+
+
+def _caused(failure: ExoError, cause: BaseException) -> ExoError:
+    failure.__cause__ = cause
+    return failure
+
+
+def _output_of(arguments: list[str], settings: dict[str, Any]) -> Output:
+    """Where the words of a command line go that may not have been parsed."""
+    for word in arguments:
+        settings = settings.get(word, settings) if isinstance(settings.get(word), dict) else settings
+    return Output(
+        json=usage.asks(arguments, "--json") or _is_on("EXO_JSON") or settings.get("json") is True,
+        quiet=usage.asks(arguments, "-q", "--quiet") or _is_on("EXO_QUIET") or settings.get("quiet") is True,
+    )
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() not in ("", "0", "false", "no", "off", "f", "n")
+
+
+def _fill_closed_streams() -> None:
+    # `exo >&-`: Python has no stream then, and the first socket would become descriptor 1. A stream
+    # that cannot be written says so when something is; standard error has nobody to tell.
+    if sys.stdout is None:
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _silence(stream: TextIO) -> None:
+    # Python flushes once more at exit; what could not be written then goes to a sink.
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError:
+        return

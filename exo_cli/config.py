@@ -2,7 +2,7 @@
 
 A setting is taken from the first of: the flag, EXO_* in the environment, ./exo.toml,
 $XDG_CONFIG_HOME/exo/config.toml, the default. Flags and the environment are read by Typer; this
-module reads the two files and knows nothing of which options exist (`cli` checks the names).
+module reads the two files and knows nothing of which options exist (`commands.config` checks them).
 """
 
 import os
@@ -17,7 +17,12 @@ Value = str | int | float | bool | list[str]
 def _base(variable: str, *default: str) -> Path:
     set_to = os.environ.get(variable, "")
     # The XDG specification: a relative path is invalid and is to be ignored.
-    return Path(set_to) if set_to.startswith("/") else Path.home().joinpath(*default)
+    if set_to.startswith("/"):
+        return Path(set_to)
+    try:
+        return Path.home().joinpath(*default)
+    except RuntimeError as error:
+        raise Misconfigured("this user has no home directory", hint=f"Set HOME or {variable}.") from error
 
 
 def config_dir() -> Path:
@@ -51,11 +56,15 @@ def nodes_dir() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """One file's settings: `common` for every verb, `verbs` for one."""
+    """One file's settings, table by table: () is the top level, ("key", "new") is [key.new]."""
 
     path: Path
-    common: dict[str, Value]
-    verbs: dict[str, dict[str, Value]]
+    tables: dict[tuple[str, ...], dict[str, Value]]
+
+    def place(self, table: tuple[str, ...], name: str) -> str:
+        """Where a setting stands, as a person finds it: `./exo.toml: [discover] for`."""
+        header = f"[{'.'.join(table)}] " if table else ""
+        return f"{shown(self.path)}: {header}{name}"
 
 
 def read_file(path: Path) -> ConfigFile | None:
@@ -65,21 +74,20 @@ def read_file(path: Path) -> ConfigFile | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise Misconfigured(f"cannot read {path}: {_reason(error)}", hint="Mend or remove the file.") from error
+        raise Misconfigured(
+            f"cannot read {shown(path)}: {_reason(error)}", hint="Mend or remove the file."
+        ) from error
     import tomllib  # 5 ms that a start without a file need not pay
 
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise Misconfigured(f"{path} is not valid TOML: {error}", hint="Mend the line it names.") from error
-    common: dict[str, Value] = {}
-    verbs: dict[str, dict[str, Value]] = {}
-    for name, value in document.items():
-        if isinstance(value, dict):
-            verbs[name] = {key.replace("_", "-"): _value(path, f"{name}.{key}", inner) for key, inner in value.items()}
-        else:
-            common[name.replace("_", "-")] = _value(path, name, value)
-    return ConfigFile(path, common, verbs)
+        raise Misconfigured(
+            f"{shown(path)} is not valid TOML: {error}", hint="Mend the line it names or remove the file."
+        ) from error
+    file = ConfigFile(path, {})
+    _take_table(file, (), document)
+    return file
 
 
 def read_files() -> list[ConfigFile]:
@@ -88,15 +96,27 @@ def read_files() -> list[ConfigFile]:
     return [file for file in found if file is not None]
 
 
-def _value(path: Path, name: str, value: object) -> Value:
-    if isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value
-    raise Misconfigured(
-        f"{path}: '{name}' must be a string, a number, true, false or a list of strings",
-        hint="exo config show lists the settings.",
-    )
+def shown(path: Path) -> str:
+    """A path as the user would type it; a relative one keeps its `./`."""
+    return str(path) if path.is_absolute() else f"./{path}"
+
+
+def _take_table(file: ConfigFile, table: tuple[str, ...], content: dict[str, object]) -> None:
+    for key, value in content.items():
+        name = key.replace("_", "-")
+        if isinstance(value, dict):
+            _take_table(file, (*table, name), value)
+        elif isinstance(value, str | int | float | bool) or (
+            isinstance(value, list) and all(isinstance(item, str) for item in value)
+        ):
+            file.tables.setdefault(table, {})[name] = value
+        else:
+            raise Misconfigured(
+                f"{file.place(table, name)} must be a string, a number, true, false or a list of strings",
+                hint="exo config show lists the settings and their values.",
+            )
+    if table:
+        file.tables.setdefault(table, {})
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from exo_cli.errors import ExoError
 
+STDOUT = "standard output"
+"""The file name in an OSError that came from writing there."""
+
 ColorChoice = Literal["auto", "always", "never"]
 
 
@@ -25,7 +28,12 @@ def visible(text: str) -> str:
     """`text` without the power to move the cursor or change colours."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    point = ord(char)
+    return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
 
 
 class Output:
@@ -68,7 +76,7 @@ class Output:
             return self._color == "always"
         if os.environ.get("NO_COLOR"):
             return False
-        return bool(os.environ.get("FORCE_COLOR")) or self.terminal
+        return os.environ.get("FORCE_COLOR", "0") not in ("", "0", "false") or self.terminal
 
     @property
     def unicode(self) -> bool:
@@ -82,9 +90,13 @@ class Output:
     # -- data ------------------------------------------------------------------------------------
 
     def write(self, text: str) -> None:
-        """Exactly `text`, to standard output."""
-        self._stdout.write(text)
-        self._stdout.flush()
+        """Exactly `text`, to standard output; what its encoding lacks is written as escapes."""
+        try:
+            self._stdout.write(_fitting(text, self._stdout.encoding))
+            self._stdout.flush()
+        except OSError as error:
+            error.filename = STDOUT
+            raise
 
     def line(self, text: str = "") -> None:
         self.write(text + "\n")
@@ -93,52 +105,70 @@ class Output:
         """One JSON document on one line."""
         import msgspec
 
-        self.line(msgspec.json.encode(value).decode())
+        self.json_line(msgspec.json.encode(value).decode())
+
+    def json_line(self, text: str) -> None:
+        """One line that is JSON already; where standard output lacks a character, in JSON's own escapes."""
+        fits = _fitting(text, self._stdout.encoding) == text
+        self.line(text if fits else json_module.dumps(json_module.loads(text)))
 
     def mapping(self, value: dict[str, object]) -> None:
-        self.line(json_module.dumps(value, ensure_ascii=False))
+        self.json_line(json_module.dumps(value, ensure_ascii=False))
 
     def rows(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table: aligned on a terminal, tab-separated with a header line elsewhere."""
         table = [tuple(header), *(tuple(visible(cell) for cell in row) for row in rows)]
+        table = [tuple(_fitting(cell, self._stdout.encoding) for cell in row) for row in table]
         if not self.terminal:
             self.write("".join("\t".join(row) + "\n" for row in table))
             return
-        widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
-        self.write("\n".join(lines) + "\n")
+        widths = [max(_columns(row[column]) for row in table) for column in range(len(header))]
+        lines = []
+        for row in table:
+            cells = (cell + " " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True))
+            lines.append("  ".join(cells).rstrip() + "\n")
+        self.write("".join(lines))
 
     def draw(self, renderable: "RenderableType") -> None:
         """A Rich renderable on standard output."""
-        self.console().print(renderable)
+        console = self.console()
+        # Rich ends the process where the reader has gone; `write` says so instead.
+        with console.capture() as capture:
+            console.print(renderable)
+        self.write(capture.get())
 
     def console(self) -> "Console":
         from rich.console import Console
 
-        width = None if self.terminal else int(os.environ.get("COLUMNS", "0") or 0) or 120
+        columns = os.environ.get("COLUMNS", "")
+        width = None if self.terminal else int(columns) if columns.isdecimal() and int(columns) > 0 else 120
         return Console(
             file=self._stdout,
             width=width,
             force_terminal=self.colored or None,
             no_color=not self.colored,
-            color_system="auto" if self.colored else None,
+            color_system=self._color_system() if self.colored else None,
             highlight=False,
             markup=False,
             emoji=False,
             soft_wrap=False,
         )
 
+    def _color_system(self) -> Literal["auto", "standard"]:
+        # Where colour was asked for and the terminal does not say what it can do, the 16 of old.
+        return "auto" if self.terminal and os.environ.get("TERM") else "standard"
+
     # -- words about the work --------------------------------------------------------------------
 
     def note(self, text: str) -> None:
         """Something a person wants to know while it works."""
-        self._record("info", text)
+        self.record("info", text)
         if not self.quiet:
             self._say(text)
 
     def detail(self, text: str, level: int = 1) -> None:
         """Something to see with -v (or -vv)."""
-        self._record("debug", text)
+        self.record("debug", text)
         if self.verbose >= level:
             self._say(text)
 
@@ -147,27 +177,32 @@ class Output:
             self._say(f"hint: {text}")
 
     def warning(self, text: str) -> None:
-        self._record("warning", text)
+        self.record("warning", text)
         self._say(f"warning: {text}")
 
     def error(self, error: "ExoError") -> None:
         """Why it failed: two lines for a person, one line of JSON for a program."""
-        self._record("error", f"{error.code}: {error.message}")
         if self.json:
-            from exo_cli.schemas.events import ErrorLine, line
-
-            event = ErrorLine(code=error.code, message=error.message, hint=error.hint, exit=int(error.exit))
-            self._stderr.write(line(event) + "\n")
-        else:
-            self._say(f"error: {error.message}")
-            if error.hint:
-                self._say(f"hint: {error.hint}")
-        self._stderr.flush()
+            # schemas.events.ErrorLine, written by hand: a wrong command line should not wait for msgspec.
+            event = {
+                "schema": "exo.error/1",
+                "type": "error",
+                "code": error.code,
+                "message": error.message,
+                "hint": error.hint,
+                "exit": int(error.exit),
+            }
+            self._stderr.write(json_module.dumps(event) + "\n")
+            self._stderr.flush()
+            return
+        # One sentence is one line, also where the system's own words in it are several.
+        self._say(f"error: {' '.join(error.message.split())}")
+        if error.hint and not self.quiet:
+            self._say(f"hint: {error.hint}")
 
     def _say(self, text: str) -> None:
         safe = "\n".join(visible(part) for part in text.split("\n"))
-        encoding = self._stderr.encoding or "ascii"
-        self._stderr.write(safe.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        self._stderr.write(_fitting(safe, self._stderr.encoding) + "\n")
         self._stderr.flush()
 
     # -- the log file ----------------------------------------------------------------------------
@@ -182,19 +217,45 @@ class Output:
             descriptor = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise CannotCreate(
-                f"cannot write the log file {self._log_path}: {error.strerror}", hint="Give another --log-file."
+                f"cannot write the log file {self._log_path}: {error.strerror}",
+                hint="Give another --log-file.",
             ) from error
         self._log = os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
 
-    def _record(self, level: str, text: str) -> None:
+    def record(self, level: str, text: str) -> None:
+        """A line in the log file, if there is one, and nowhere else."""
         if self._log is not None:
-            entry = {"schema": "exo.log/1", "type": level, "unix_ms": time.time_ns() // 1_000_000, "text": text}
+            entry = {
+                "schema": "exo.log/1",
+                "type": level,
+                "unix_ms": time.time_ns() // 1_000_000,
+                "text": text,
+            }
             self._log.write(json_module.dumps(entry, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def _fitting(text: str, encoding: str | None) -> str:
+    """`text` with escapes in place of what `encoding` cannot say."""
+    encoding = encoding or "ascii"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def _columns(text: str) -> int:
+    """How wide a terminal shows `text`."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def duration_text(seconds: float) -> str:

@@ -1,6 +1,344 @@
-"""Placeholder."""
+"""`exo discover`: who is there, how fast, over which links; and why somebody is not."""
+
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Literal
+
 import typer
+
+from exo_cli.commands.options import (
+    INSECURE_WARNING,
+    InsecureFlag,
+    InterfaceOption,
+    ListenOption,
+    NameOption,
+    NoInterfaceOption,
+    PeerOption,
+    seconds,
+)
+from exo_cli.commands.session import Session, verb
+from exo_cli.errors import Exit, TryAgain, UsageProblem
+
+if TYPE_CHECKING:
+    from exo_cli.cluster.interfaces import Choice
+    from exo_cli.cluster.lookout import Lookout
+    from exo_cli.cluster.membership import Change
+    from exo_cli.output import Output
+    from exo_cli.schemas.topology import Topology
+    from exo_cli.trust.keyring import KeyringSource
 
 
 def register(app: typer.Typer) -> None:
-    pass
+    app.command("discover")(discover)
+
+
+@verb
+def discover(
+    session: Session,
+    for_: Annotated[
+        str, typer.Option("--for", envvar="EXO_FOR", metavar="TIME", help="How long to listen before measuring.")
+    ] = "3s",
+    wait: Annotated[
+        str | None, typer.Option("--wait", metavar="nodes=N", help="Wait until so many nodes are ready, then measure.")
+    ] = None,
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="TIME", help="How long --wait may take; then exit 75.")
+    ] = "60s",
+    watch: Annotated[bool, typer.Option("--watch", help="Stay, and show what changes; Ctrl-C ends it.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why a node is not seen, and what to do.")] = False,
+    announce: Annotated[
+        bool, typer.Option("--announce", help="Also announce this machine, without taking work; Ctrl-C ends it.")
+    ] = False,
+    peer: PeerOption = None,
+    interface: InterfaceOption = None,
+    no_interface: NoInterfaceOption = None,
+    format_: Annotated[
+        Literal["table", "svg"], typer.Option("--format", help="A table, or a picture of the cluster.")
+    ] = "table",
+    measure: Annotated[
+        Literal["auto", "always", "never"],
+        typer.Option("--measure", help="Measure links: those without a figure of the last 10 minutes, all, or none."),
+    ] = "auto",
+    name: NameOption = None,
+    listen: ListenOption = None,
+    insecure: InsecureFlag = False,
+) -> int:
+    """Find the nodes of the cluster, measure the links between them, write the topology file.
+
+    \b
+    Examples:
+      exo discover
+      exo discover --wait nodes=3 --timeout 60s
+      exo discover --watch
+      exo discover --peer 10.8.0.5 --explain
+      exo discover --json | jq '.links[] | {from, to, bytes_per_s}'
+
+    Nodes on the same network are found without configuration; --peer asks a host that broadcasts do
+    not reach. Finding nobody is no error: --wait makes it one.
+    """
+    import asyncio
+
+    from exo_cli.cluster.interfaces import Choice, check_choice
+    from exo_cli.trust.keyring import KeyringSource
+
+    output = session.output
+    listen_s = seconds(for_, "--for")
+    nodes = _nodes_wanted(wait)
+    timeout_s = seconds(timeout, "--timeout")
+    if explain and (watch or announce):
+        raise UsageProblem("--explain looks once; it does not go with --watch or --announce")
+    if wait is not None and (watch or announce):
+        raise UsageProblem("--wait ends by itself; it does not go with --watch or --announce")
+    if not announce and (name is not None or listen is not None):
+        raise UsageProblem("--name and --listen say how this machine is announced; they need --announce")
+    if format_ == "svg" and (output.json or explain or announce):
+        raise UsageProblem("--format svg is a picture of the topology; it goes with none of --json, --explain, --announce")
+    choice = Choice(tuple(interface or ()), tuple(no_interface or ()))
+    check_choice(choice)
+    source = KeyringSource(insecure)
+    if insecure:
+        output.warning(INSECURE_WARNING)
+    if announce:
+        return _announce(session, source, choice, peer, name, listen)
+    with suppress(asyncio.CancelledError):
+        lookout_run = _Run(session, source, choice, peer, measure, format_)
+        if watch:
+            return asyncio.run(lookout_run.watch())
+        if explain:
+            return asyncio.run(lookout_run.explain(listen_s))
+        return asyncio.run(lookout_run.once(listen_s, nodes, timeout_s))
+    return Exit.INTERRUPTED
+
+
+def _nodes_wanted(wait: str | None) -> int | None:
+    if wait is None:
+        return None
+    match = re.fullmatch(r"nodes=(\d{1,4})", wait)
+    if match is None:
+        raise UsageProblem(f"'{wait}' is nothing to wait for", hint="Say --wait nodes=3.")
+    return int(match[1])
+
+
+class _Run:
+    """One call of discover that looks, as opposed to announcing."""
+
+    def __init__(
+        self,
+        session: Session,
+        source: "KeyringSource",
+        choice: "Choice",
+        peers: list[str] | None,
+        measure: str,
+        format_: str,
+    ) -> None:
+        from exo_cli import config
+        from exo_cli.cluster.lookout import LookoutOptions
+        from exo_cli.cluster.ports import parse_peer
+
+        self._output = session.output
+        self._source = source
+        self._measure = measure
+        self._format = format_
+        self._path = session.topology
+        self._options = LookoutOptions(
+            nodes_dir=config.nodes_dir(),
+            topology=session.topology,
+            choice=choice,
+            peers=tuple(parse_peer(each) for each in peers or ()),
+        )
+
+    async def once(self, listen_s: float, nodes: int | None, timeout_s: float) -> int:
+        from exo_cli.cluster.lookout import Lookout
+
+        lookout = Lookout(self._options, self._source, on_change=self._detail)
+        missing: TryAgain | None = None
+        async with lookout.running():
+            if nodes is None:
+                await lookout.look(listen_s)
+            else:
+                try:
+                    await lookout.wait_for(nodes, timeout_s)
+                except TryAgain as failure:
+                    missing = failure
+            await self._measure_links(lookout)
+        self._show(lookout.survey.topology)
+        self._tell(lookout)
+        if missing is not None:
+            raise missing
+        if lookout.survey.problem is not None:
+            raise lookout.survey.problem
+        return Exit.OK
+
+    async def explain(self, listen_s: float) -> int:
+        from exo_cli.cluster import explain
+        from exo_cli.cluster.lookout import Lookout
+
+        lookout = Lookout(self._options, self._source, on_change=self._detail)
+        async with lookout.running():
+            await lookout.look(listen_s)
+            explanation = await explain.explain(lookout)
+        output = self._output
+        if output.json:
+            from exo_cli.schemas.events import line
+
+            output.line(line(explanation))
+            return Exit.OK
+        from exo_cli.views import explanation as view
+
+        if output.terminal:
+            console = output.console()
+            output.draw(view.render(explanation, unicode=output.unicode, width=console.width))
+        else:
+            output.rows(*view.rows(explanation))
+        return Exit.OK
+
+    async def watch(self) -> int:
+        """Follow what happens until Ctrl-C."""
+        import asyncio
+        import signal
+
+        from exo_cli.cluster.lookout import Lookout
+
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, stop.set)
+        from exo_cli.commands.discover_watch import Screen
+
+        with Screen(self._output, self._format) as screen:
+            lookout = Lookout(
+                self._options, self._source, on_change=screen.change, on_topology=screen.topology
+            )
+            async with lookout.running():
+                screen.topology(lookout.survey.topology)
+                while not stop.is_set():
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), 2.0)
+                    if not stop.is_set() and self._measure != "never":
+                        await self._until(stop, lookout)
+        return Exit.OK
+
+    async def _until(self, stop: "object", lookout: "Lookout") -> None:
+        """Measure what has no figure, unless we are told to stop."""
+        import asyncio
+
+        assert isinstance(stop, asyncio.Event)
+        measuring = asyncio.create_task(lookout.survey.measure())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({measuring, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (measuring, stopping):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _measure_links(self, lookout: "Lookout") -> None:
+        if self._measure == "never":
+            return
+
+        def progress(done: int, total: int) -> None:
+            if total and done == 0:
+                self._output.detail(f"measuring {total} links")
+
+        await lookout.survey.measure(fresh=self._measure == "always", on_progress=progress)
+
+    def _show(self, topology: "Topology") -> None:
+        output = self._output
+        if output.json:
+            from exo_cli.cluster.topology_file import encode
+
+            output.write(encode(topology).decode())
+        elif self._format == "svg":
+            output.write(_picture(topology))
+        elif output.quiet:
+            for node in topology.nodes:
+                if node.state == "ready":
+                    output.line(node.id)
+        elif output.terminal:
+            output.draw(table(output, topology, output.console().width))
+        else:
+            from exo_cli.views.topology_rows import rows
+
+            output.rows(*rows(topology))
+
+    def _tell(self, lookout: "Lookout") -> None:
+        """What is not in the table: who was heard and not reached, and strangers."""
+        output = self._output
+        for each in lookout.survey.unreached.values():
+            output.warning(f"{each.peer.name} is heard but not reached: {each.failure.message}")
+        for change in lookout.doubles:
+            output.warning(f"two nodes have the id {change.peer.node_id} ({change.peer.name})")
+        if lookout.station.strangers:
+            machines = {stranger.address for stranger in lookout.station.strangers}
+            output.note(f"{len(machines)} machines with another key were heard; exo discover --explain names them")
+        if lookout.source.current().kind == "local":
+            output.hint("only this machine was looked at; exo key new makes a cluster of several")
+
+    def _detail(self, change: "Change") -> None:
+        self._output.detail(f"{change.peer.name}: {change.what}")
+
+
+def _picture(topology: "Topology") -> str:
+    import time
+
+    from exo_cli.views.topology_svg import svg
+
+    return svg(topology, now_unix_ms=time.time_ns() // 1_000_000)
+
+
+def table(output: "Output", topology: "Topology", width: int) -> "object":
+    """The topology as a person looks at it."""
+    import time
+
+    from exo_cli.cluster.advice import advise
+    from exo_cli.cluster.facts import host_id
+    from exo_cli.views.topology_table import render
+
+    return render(
+        topology,
+        width=width,
+        unicode=output.unicode,
+        now_unix_ms=time.time_ns() // 1_000_000,
+        self_host=host_id(),
+        advice=advise(topology),
+    )
+
+
+def _announce(
+    session: Session,
+    source: "KeyringSource",
+    choice: "Choice",
+    peers: list[str] | None,
+    name: str | None,
+    listen: str | None,
+) -> int:
+    import asyncio
+
+    from exo_cli import config
+    from exo_cli.cluster.lifecycle import run_node
+    from exo_cli.cluster.node import NodeHost, NodeOptions
+    from exo_cli.cluster.ports import parse_peer
+    from exo_cli.schemas.events import ReadyLine, StoppedLine, line
+
+    output = session.output
+    options = NodeOptions(
+        role="announce",
+        nodes_dir=config.nodes_dir(),
+        topology=session.topology,
+        name=name,
+        listen=listen,
+        choice=choice,
+        peers=tuple(parse_peer(each) for each in peers or ()),
+    )
+
+    def ready(event: ReadyLine) -> None:
+        if output.json:
+            output.line(line(event))
+        output.note(f"announcing {event.name} at {event.endpoint}; Ctrl-C ends it")
+
+    def changed(change: "Change") -> None:
+        output.detail(f"{change.peer.name}: {change.what}")
+
+    stopped, code = asyncio.run(run_node(NodeHost(options, source, on_change=changed), on_ready=ready))
+    if output.json:
+        output.line(line(StoppedLine(reason=stopped.name)))
+    return code

@@ -1,6 +1,7 @@
 """What every verb shares: the common options, and the session made from them.
 
-`@verb` gives a function the common options, so that no verb can forget one.
+`@verb` gives a function the common options, so that no verb can forget one. Knows nothing of any
+particular verb.
 """
 
 import inspect
@@ -12,8 +13,8 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec
 import typer
 
 from exo_cli import config
+from exo_cli.errors import ExoError
 from exo_cli.output import Output
-
 
 P = ParamSpec("P")
 
@@ -27,19 +28,27 @@ class Session:
 
 
 JsonFlag = Annotated[bool, typer.Option("--json", envvar="EXO_JSON", help="Print JSON for programs.")]
-QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", envvar="EXO_QUIET", help="No progress and no hints; ids only.")]
-VerboseCount = Annotated[int, typer.Option("-v", "--verbose", count=True, metavar="", help="Say more; -vv for everything.")]
+QuietFlag = Annotated[
+    bool, typer.Option("-q", "--quiet", envvar="EXO_QUIET", help="No progress and no hints; ids only.")
+]
+VerboseCount = Annotated[
+    int, typer.Option("-v", "--verbose", count=True, show_default=False, help="Say more; -vv for everything.")
+]
 TopologyOption = Annotated[
     Path | None,
-    typer.Option("--topology", envvar="EXO_TOPOLOGY", metavar="PATH", help="The topology file, if not the usual one."),
+    typer.Option(
+        "--topology", envvar="EXO_TOPOLOGY", metavar="PATH", help="The topology file, if not the usual one."
+    ),
 ]
 ColorOption = Annotated[
     Literal["auto", "always", "never"],
-    typer.Option("--color", envvar="EXO_COLOR", metavar="WHEN", help="auto, always or never."),
+    typer.Option("--color", envvar="EXO_COLOR", help="Whether to colour what a terminal shows."),
 ]
 LogFileOption = Annotated[
     Path | None,
-    typer.Option("--log-file", envvar="EXO_LOG_FILE", metavar="PATH", help="Append what happens as JSON lines."),
+    typer.Option(
+        "--log-file", envvar="EXO_LOG_FILE", metavar="PATH", help="Append what happens as JSON lines."
+    ),
 ]
 
 _COMMON: tuple[tuple[str, Any, object], ...] = (
@@ -56,6 +65,8 @@ COMMON_NAMES = frozenset(name for name, _, _ in _COMMON)
 def verb(function: Callable[Concatenate[Session, P], int | None]) -> Callable[..., int]:
     """`function` as a Typer command with the common options; its first parameter is the session."""
 
+    call: Callable[..., int | None] = function
+
     def command(**options: Any) -> int:
         common = {name: options.pop(name) for name in COMMON_NAMES}
         output = Output(
@@ -67,7 +78,10 @@ def verb(function: Callable[Concatenate[Session, P], int | None]) -> Callable[..
         )
         output.open_log()
         try:
-            return function(Session(output, common["topology"] or config.topology_path()), **options) or 0
+            return call(Session(output, common["topology"] or config.topology_path()), **options) or 0
+        except ExoError as error:
+            output.record("error", f"{error.code}: {error.message}")
+            raise
         finally:
             output.close()
 
@@ -78,7 +92,9 @@ def verb(function: Callable[Concatenate[Session, P], int | None]) -> Callable[..
         for name, annotation, default in _COMMON
     ]
     own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    setattr(command, "__signature__", signature.replace(parameters=[*own, *shared], return_annotation=int))
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*own, *shared], return_annotation=int
+    )
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
     command.__doc__ = function.__doc__
     command.__name__ = function.__name__

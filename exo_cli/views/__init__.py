@@ -1,1 +1,1 @@
-"""What data looks like: pure functions from schemas to Rich renderables, rows and SVG. No input, no output."""
+"""What data looks like: pure functions from schemas to Rich renderables, rows and SVG. No I/O."""

@@ -1,0 +1,170 @@
+"""What this machine is: system, processor, memory, accelerator. Knows nothing of networks.
+
+MLX is asked in a child process (engine.probe), so that this one never imports it.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from exo_cli.schemas.topology import Memory
+
+PROBE_TIMEOUT_S = 60.0
+
+
+class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine child said."""
+
+    backend: str
+    device: str = ""
+    limit_bytes: int | None = None
+    free_bytes: int | None = None
+    mlx: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What does not change while a node runs."""
+
+    host: str
+    os: str
+    chip: str
+    cores: int
+    accelerator: Accelerator
+
+
+def probe_accelerator(command: Sequence[str] = (sys.executable, "-m", "exo_cli.engine.probe")) -> Accelerator:
+    """Ask MLX in a child; a child that crashes or hangs is an answer too."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return Accelerator(backend="none", error=f"MLX did not start within {PROBE_TIMEOUT_S:.0f} s")
+    except OSError as error:
+        return Accelerator(backend="none", error=f"cannot start Python: {error.strerror}")
+    if done.returncode != 0:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        return Accelerator(backend="none", error=f"MLX ended with {done.returncode}: {' '.join(last)[:200]}")
+    try:
+        return msgspec.json.decode(done.stdout, type=Accelerator)
+    except msgspec.MsgspecError:
+        return Accelerator(backend="none", error="the engine probe printed something else than its report")
+
+
+def machine(accelerator: Accelerator) -> Machine:
+    return Machine(host=host_id(), os=_os_text(), chip=_chip(accelerator), cores=_cores(), accelerator=accelerator)
+
+
+def host_id() -> str:
+    """Names this machine, the same in every process of it, and says nothing else about it."""
+    for source in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
+        try:
+            raw = source.read_text().strip()
+        except OSError:
+            continue
+        if raw:
+            return _digest(raw)
+    if sys.platform == "darwin":
+        raw = _output("ioreg", "-rd1", "-c", "IOPlatformExpertDevice")
+        found = re.search(r'"IOPlatformUUID" = "([^"]+)"', raw)
+        if found:
+            return _digest(found[1])
+    return _digest(platform.node())
+
+
+def _digest(raw: str) -> str:
+    return hashlib.sha256(b"exo host\0" + raw.encode()).hexdigest()[:16]
+
+
+def memory(accelerator: Accelerator, *, root: Path = Path("/")) -> Memory:
+    """RAM, what the accelerator may use, and what is free now. A container's limit counts as RAM."""
+    now = psutil.virtual_memory()
+    ram, free = int(now.total), int(now.available)
+    cap, used = _control_group(root)
+    if cap is not None and cap < ram:
+        ram, free = cap, min(free, max(0, cap - used))
+    limit = ram if accelerator.limit_bytes is None else accelerator.limit_bytes
+    if accelerator.backend == "cuda" and accelerator.free_bytes is not None:
+        free = min(free, accelerator.free_bytes)
+    return Memory(ram_bytes=ram, limit_bytes=limit, free_bytes=free)
+
+
+def _control_group(root: Path) -> tuple[int | None, int]:
+    """The smallest memory limit over this process's control group and those above, and its use."""
+    try:
+        line = (root / "proc/self/cgroup").read_text().splitlines()[-1]
+    except (OSError, IndexError):
+        return None, 0
+    group = line.rpartition(":")[2].strip("/")
+    base = root / "sys/fs/cgroup"
+    cap: int | None = None
+    used = 0
+    for level in range(len(group.split("/")), -1, -1):
+        directory = base.joinpath(*group.split("/")[:level])
+        limit, current = _number(directory / "memory.max"), _number(directory / "memory.current")
+        if limit is not None and (cap is None or limit < cap):
+            cap, used = limit, current or 0
+    return cap, used
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # "max" is no number: there is no limit
+        return None
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _os_text() -> str:
+    if sys.platform == "darwin":
+        return f"macOS {platform.mac_ver()[0]}"
+    try:
+        release = platform.freedesktop_os_release()
+        return release.get("PRETTY_NAME", "Linux")
+    except OSError:
+        return f"{platform.system()} {platform.release()}"
+
+
+def _chip(accelerator: Accelerator) -> str:
+    if accelerator.backend in ("metal", "cuda") and accelerator.device:
+        return accelerator.device
+    if sys.platform == "darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string").strip() or platform.machine()
+    return parse_cpuinfo(_text(Path("/proc/cpuinfo"))) or platform.machine()
+
+
+def parse_cpuinfo(text: str) -> str:
+    """The processor's name, as x86 and Arm kernels print it."""
+    for key in ("model name", "Model", "Hardware"):
+        found = re.search(rf"^{key}\s*:\s*(.+)$", text, flags=re.MULTILINE)
+        if found:
+            return re.sub(r"\((R|TM|r|tm)\)", "", " ".join(found[1].split()))
+    return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,201 @@
+"""Who is in the cluster, as far as this process heard: alive, suspected, dead, gone.
+
+Pure: packets and the time go in, changes and addresses to probe come out. Knows nothing of
+sockets, certificates or the topology file. A peer counts only when it proved to be there now: it
+answered a nonce of this run, or its sequence advanced while we watched.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from exo_cli.cluster.beacon import Kind, Packet, Role
+
+# A beacon comes every 2.5 s: two may be lost. Death is reported within 10 s, a scan every 0.5 s.
+SUSPECT_AFTER_S = 5.5
+DEAD_AFTER_S = 9.0
+ASK_EVERY_S = 0.8
+# A scan that comes this late means that this process slept, not that the others were silent.
+LATE_S = 1.5
+MAX_PEERS = 1024
+MAX_ADDRESSES = 16
+ADDRESS_LIFE_S = 30.0
+
+Status = Literal["alive", "suspect", "dead"]
+What = Literal["joined", "left", "suspect", "refuted", "dead", "changed", "duplicate-id"]
+Address = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Peer:
+    """One node that was heard."""
+
+    node_id: str
+    instance: bytes
+    boot: int
+    seq: int
+    name: str
+    port: int
+    role: Role
+    fingerprint: str
+    draining: bool
+    heard_s: float
+    status: Status = "alive"
+    proven: bool = False
+    asked_s: float = -1e9
+    addresses: dict[str, float] = field(default_factory=dict)
+    """IP -> when it was last heard from there."""
+    voices: dict[str, int] = field(default_factory=dict)
+    """IP -> the port it speaks from: a packet sent there reaches this node and no sibling of it."""
+    rivals: dict[bytes, float] = field(default_factory=dict)
+    """Other instances with the same id, and when each first proved to be there."""
+    contested: bool = False
+
+    def ips(self) -> list[str]:
+        """Where it was heard: the most recent first, addresses that mean something elsewhere before others."""
+        return sorted(self.addresses, key=lambda ip: ("%" in ip, -self.addresses[ip], ip))
+
+    def ways(self) -> list[Address]:
+        """Where a packet reaches it."""
+        spoken = [(ip, self.voices[ip]) for ip in self.ips() if ip in self.voices]
+        return [*spoken, *((ip, self.port) for ip in self.ips())]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    what: What
+    peer: Peer
+
+
+class Membership:
+    """All peers of this run."""
+
+    def __init__(self) -> None:
+        self.peers: dict[str, Peer] = {}
+        self._scanned_s: float | None = None
+
+    def heard(
+        self, packet: Packet, ip: str, now_s: float, *, answered: bool, port: int | None = None
+    ) -> list[Change]:
+        """Take a verified, not replayed packet of a node.
+
+        `answered`: it carries a nonce of ours. `port`: what it was sent from, unless it is an answer.
+        """
+        node_id = packet.node_id.hex()
+        peer = self.peers.get(node_id)
+        if packet.kind == Kind.LEAVE:
+            if peer is None or peer.instance != packet.instance:
+                return []
+            del self.peers[node_id]
+            return [Change("left", peer)] if peer.proven else []
+        if peer is None:
+            if len(self.peers) >= MAX_PEERS:
+                return []
+            peer = self.peers[node_id] = _peer(node_id, packet, now_s)
+        elif peer.instance != packet.instance:
+            rival = self._rival(peer, packet, now_s, answered=answered)
+            if rival is not None:
+                return rival
+        if port is not None:
+            peer.voices[ip] = port
+        return self._note(peer, packet, ip, now_s, answered=answered)
+
+    def _note(self, peer: Peer, packet: Packet, ip: str, now_s: float, *, answered: bool) -> list[Change]:
+        changes: list[Change] = []
+        was_proven = peer.proven
+        advanced = packet.seq > peer.seq
+        peer.proven = peer.proven or answered or advanced
+        peer.heard_s = max(peer.heard_s, now_s)
+        peer.seq = max(peer.seq, packet.seq)
+        peer.addresses[ip] = now_s
+        if len(peer.addresses) > MAX_ADDRESSES:
+            del peer.addresses[min(peer.addresses, key=lambda known: peer.addresses[known])]
+        if peer.proven and peer.status == "suspect" and was_proven:
+            changes.append(Change("refuted", peer))
+        elif peer.proven and (peer.status == "dead" or not was_proven):
+            changes.append(Change("joined", peer))
+        if peer.proven:
+            peer.status = "alive"
+        if advanced or answered:
+            fresh = (packet.name, packet.port, packet.role, packet.state.name == "DRAINING")
+            if fresh != (peer.name, peer.port, peer.role, peer.draining):
+                peer.name, peer.port, peer.role, peer.draining = fresh
+                if was_proven:
+                    changes.append(Change("changed", peer))
+            peer.fingerprint = packet.fingerprint
+        return changes
+
+    def _rival(self, peer: Peer, packet: Packet, now_s: float, *, answered: bool) -> list[Change] | None:
+        """Another instance with the same id: a restart (None), or two nodes with one id."""
+        if packet.boot > peer.boot and packet.instance not in peer.rivals:
+            peer.rivals[peer.instance] = -1.0
+            _become(peer, packet, now_s)
+            return None
+        if not answered:
+            return []
+        first_s = peer.rivals.get(packet.instance)
+        if first_s is None:
+            if len(peer.rivals) < MAX_ADDRESSES:
+                peer.rivals[packet.instance] = now_s
+            return []
+        # Both spoke in turns: neither is the ghost of the other.
+        if peer.heard_s > first_s and not peer.contested:
+            peer.contested = True
+            return [Change("duplicate-id", peer)]
+        return []
+
+    def scan(self, now_s: float) -> tuple[list[Change], list[Address]]:
+        """What silence means by now, and which addresses to ask."""
+        if self._scanned_s is not None and now_s - self._scanned_s > LATE_S:
+            slept = now_s - self._scanned_s
+            for peer in self.peers.values():
+                peer.heard_s += slept
+        self._scanned_s = now_s
+        changes: list[Change] = []
+        ask: list[Address] = []
+        for node_id, peer in list(self.peers.items()):
+            silent_s = now_s - peer.heard_s
+            if not peer.proven:
+                if silent_s > DEAD_AFTER_S:
+                    del self.peers[node_id]
+                continue
+            if peer.status == "alive" and silent_s > SUSPECT_AFTER_S:
+                peer.status = "suspect"
+                changes.append(Change("suspect", peer))
+            if peer.status == "suspect" and silent_s > DEAD_AFTER_S:
+                peer.status = "dead"
+                changes.append(Change("dead", peer))
+            if peer.status == "suspect" and now_s - peer.asked_s >= ASK_EVERY_S:
+                peer.asked_s = now_s
+                ask += peer.ways()
+            newest_s = max(peer.addresses.values(), default=0.0)
+            peer.addresses = {ip: at for ip, at in peer.addresses.items() if newest_s - at < ADDRESS_LIFE_S}
+            peer.voices = {ip: port for ip, port in peer.voices.items() if ip in peer.addresses}
+        return changes, ask
+
+    def alive(self) -> list[Peer]:
+        return [peer for peer in self.peers.values() if peer.proven and peer.status != "dead"]
+
+
+def _peer(node_id: str, packet: Packet, now_s: float) -> Peer:
+    return Peer(
+        node_id=node_id,
+        instance=packet.instance,
+        boot=packet.boot,
+        # The first packet proves nothing: only one that comes after it does.
+        seq=packet.seq,
+        name=packet.name,
+        port=packet.port,
+        role=packet.role,
+        fingerprint=packet.fingerprint,
+        draining=packet.state.name == "DRAINING",
+        heard_s=now_s,
+    )
+
+
+def _become(peer: Peer, packet: Packet, now_s: float) -> None:
+    fresh = _peer(peer.node_id, packet, now_s)
+    peer.instance, peer.boot, peer.seq = fresh.instance, fresh.boot, fresh.seq
+    peer.name, peer.port, peer.role, peer.fingerprint = fresh.name, fresh.port, fresh.role, fresh.fingerprint
+    peer.draining = fresh.draining
+    # A restart is a change worth telling: the node's record is another one.
+    peer.proven = False

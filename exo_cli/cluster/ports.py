@@ -1,0 +1,121 @@
+"""Which TCP port a node takes, and who holds one that is taken. Knows nothing of gRPC."""
+
+import contextlib
+import errno
+import socket
+import urllib.error
+import urllib.request
+
+import psutil
+
+from exo_cli.cluster.beacon import PORT
+from exo_cli.errors import SystemFailure, UsageProblem
+
+TRIES = 32
+API_PORT = 52415
+
+
+def parse_listen(text: str) -> tuple[str | None, int]:
+    """`HOST:PORT`, `:PORT`, `PORT` or `HOST`; no port means the usual one."""
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":")
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    elif text.isdigit():
+        host, port = "", text
+    if port and not (port.isdigit() and int(port) < 65536):
+        raise UsageProblem(f"'{text}' is no address to listen on", hint="Say HOST:PORT, for example 0.0.0.0:52416.")
+    return host or None, int(port) if port else PORT
+
+
+def parse_peer(text: str, default_port: int = PORT) -> tuple[str, int]:
+    """`HOST` or `HOST:PORT` as an address: names are looked up here, once."""
+    host, port = parse_listen(text)
+    if host is None or port == 0:
+        raise UsageProblem(f"'{text}' names no host", hint="Say --peer HOST or --peer HOST:PORT.")
+    try:
+        found = socket.getaddrinfo(host, port or default_port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageProblem(
+            f"cannot find a host named '{host}'", hint="Check the name, or give the address."
+        ) from error
+    family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    ip = str(address[0])
+    if family == socket.AF_INET6 and len(address) == 4 and address[3] and "%" not in ip:
+        with contextlib.suppress(OSError):
+            ip = f"{ip}%{socket.if_indextoname(int(address[3]))}"
+    return ip, port or default_port
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind((host, port))
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EACCES):
+            raise SystemFailure(
+                f"cannot listen on {host} port {port}: {error.strerror}",
+                hint="Give --listen an address of this machine and a port above 1023.",
+            ) from error
+        return False
+    return True
+
+
+def choose(hosts: list[str], port: int, *, fixed: bool) -> int:
+    """The port if it is free on every host, else (unless it was asked for) the next one that is."""
+    for candidate in range(port, port + 1 if fixed or port == 0 else port + TRIES):
+        if all(is_free(host, candidate) for host in hosts):
+            return candidate
+    holder = holder_of(port)
+    by = f" by {holder}" if holder else ""
+    if fixed:
+        raise SystemFailure(f"port {port} is taken{by}", hint="Give another --listen, or stop what holds it.")
+    raise SystemFailure(
+        f"ports {port} to {port + TRIES - 1} are all taken, the first{by}", hint="Give a free one with --listen."
+    )
+
+
+def holder_of(port: int) -> str | None:
+    """Who listens on a TCP port of this machine, as far as we may know."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError):
+        return None
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr[1] == port:
+            if connection.pid is None:
+                return "another user's program"
+            try:
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+            except psutil.Error:
+                return f"process {connection.pid}"
+    return None
+
+
+def upstream_exo_at(host: str, port: int = API_PORT, timeout_s: float = 0.5) -> bool:
+    """Whether exo-explore/exo, a different program, serves its API there: only it has /node_id."""
+    bracketed = f"[{host}]" if ":" in host else host
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{bracketed}:{port}/node_id", timeout=timeout_s) as reply:
+            body = reply.read(256).strip()
+    except (OSError, ValueError, urllib.error.URLError):
+        return False
+    return bool(reply.status == 200 and body[:1] == b'"' and body[-1:] == b'"')
+
+
+def has_ipv6() -> bool:
+    """Whether this machine can listen on every address of both families at once."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""The control service as far as discovery needs it: Describe, Echo, Measure and health.
+
+`serve-shard` adds the rest; `discover --announce` serves just this. Knows nothing of models.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+import msgspec
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from exo_cli.cluster.describe import Self
+from exo_cli.cluster.links import LinkMeter
+from exo_cli.cluster.measure import Turnstile, echo
+from exo_cli.errors import BadData, ExoError, SystemFailure, TryAgain
+from exo_cli.trust.keyring import KeyringSource
+from exo_cli.wire import exo_pb2 as pb
+from exo_cli.wire.channels import SERVER_OPTIONS, server_credentials
+from exo_cli.wire.exo_pb2_grpc import ControlServicer, add_ControlServicer_to_server
+from exo_cli.wire.hello import check_hello, hello
+from exo_cli.wire.status import code_of
+
+CONTROL = "exo.v1.Control"
+MAX_AGE_S = 600.0
+
+
+class NodeService(ControlServicer):
+    """What every node answers."""
+
+    def __init__(self, me: Self, source: KeyringSource, turnstile: Turnstile) -> None:
+        self._me = me
+        self._turnstile = turnstile
+        self._meter = LinkMeter(source, turnstile, me.identity.node_id)
+
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:
+        await self._check(request.hello, context)
+        record = await asyncio.to_thread(self._me.record)
+        return pb.DescribeReply(hello=self._hello(), node=msgspec.json.encode(record), numerics=["exact"])
+
+    async def Echo(self, frames: AsyncIterator[pb.EchoFrame], context: Any) -> AsyncIterator[pb.EchoAck]:
+        identity = self._me.identity
+        try:
+            async for ack in echo(frames, self._turnstile, identity.node_id, identity.boot):
+                yield ack
+        except ExoError as error:
+            await _abort(context, error)
+
+    async def Measure(self, request: pb.MeasureRequest, context: Any) -> pb.MeasureReply:
+        await self._check(request.hello, context)
+        me = self._me
+        target = request.target_node_id
+        if target == me.identity.node_id:
+            addresses = [("127.0.0.1", me.port)]
+        else:
+            addresses = [(each.ip, each.port) for each in request.addresses]
+        if any(not 0 < port < 65536 for _, port in addresses):
+            await _abort(context, BadData("an address to measure has no valid port"))
+        try:
+            kept = await self._meter.way_to(
+                target, addresses, me.interfaces(), max_age_s=min(request.max_age_ms / 1000, MAX_AGE_S)
+            )
+        except TryAgain:
+            return pb.MeasureReply(busy=True)
+        except ExoError as error:
+            return pb.MeasureReply(error=error.message, boot=me.identity.boot, seq=me.next_seq())
+        way = kept.way
+        if target == me.identity.node_id:
+            me.loopback_bytes_per_s = way.sample.bytes_per_s
+        return pb.MeasureReply(
+            interface=way.interface or "",
+            kind=way.kind or "",
+            address=way.address,
+            rtt_us_p50=way.sample.rtt_us_p50,
+            rtt_us_p99=way.sample.rtt_us_p99,
+            bytes_per_s=way.sample.bytes_per_s,
+            age_ms=int((time.monotonic() - kept.at_s) * 1000),
+            boot=me.identity.boot,
+            seq=me.next_seq(),
+        )
+
+    def _hello(self) -> pb.Hello:
+        return hello(self._me.identity.node_id, self._me.identity.boot)
+
+    async def _check(self, theirs: pb.Hello, context: Any) -> None:
+        try:
+            check_hello(theirs, "the caller")
+        except ExoError as error:
+            await _abort(context, error)
+
+
+async def _abort(context: Any, error: ExoError) -> NoReturn:
+    await context.abort(code_of(error), error.message)
+    raise AssertionError("abort returns never")
+
+
+class ControlServer:
+    """A gRPC server with the node's control service and the standard health service."""
+
+    def __init__(self, source: KeyringSource) -> None:
+        self._server = grpc.aio.server(options=list(SERVER_OPTIONS), maximum_concurrent_rpcs=256)
+        self._source = source
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    def bind(self, hosts: list[str], port: int) -> int:
+        """Listen on every host at one port (0: any free one); returns the port."""
+        for host in hosts:
+            bracketed = f"[{host}]" if ":" in host else host
+            try:
+                # Credentials that follow a key file serve one port only.
+                bound = self._server.add_secure_port(f"{bracketed}:{port}", server_credentials(self._source))
+            except RuntimeError as error:
+                raise SystemFailure(f"cannot listen on {bracketed}:{port}", hint="The port is taken.") from error
+            port = bound
+        return port
+
+    def add(self, service: ControlServicer) -> None:
+        add_ControlServicer_to_server(service, self._server)
+
+    async def start(self) -> None:
+        await self._server.start()
+        await self.set_serving(True)
+
+    async def set_serving(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", CONTROL):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        await self.set_serving(False)
+        await self._server.stop(grace_s)
+
+

@@ -1,0 +1,378 @@
+"""From voices to records: describe every node that is heard, measure the links, write the file.
+
+Runs in `discover` and inside every node. Knows nothing of terminals; whoever wants to show what
+happens gives `on_change`.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+import msgspec
+
+from exo_cli.cluster.membership import Change, Peer
+from exo_cli.cluster.merge import merge
+from exo_cli.cluster.pairs import Pair, addresses_to, join_endpoint, limited_by_transport, split_endpoint, startable, wanted
+from exo_cli.cluster.station import Station
+from exo_cli.cluster.topology_file import TopologyFile
+from exo_cli.errors import BadData, ExoError, TryAgain, Unavailable
+from exo_cli.schemas.decode import decode_node
+from exo_cli.schemas.topology import InterfaceKind, Link, Node, Topology
+from exo_cli.trust.keyring import KeyringSource
+from exo_cli.wire import exo_pb2 as pb
+from exo_cli.wire.channels import dial
+from exo_cli.wire.exo_pb2_grpc import ControlStub
+from exo_cli.wire.hello import check_hello, hello
+from exo_cli.wire.status import translated
+
+DESCRIBE_TIMEOUT_S = 3.0
+RETRY_S = 2.0
+REFRESH_S = 10.0
+MEASURE_TIMEOUT_S = 20.0
+BUSY_TRIES = 8
+BUSY_PAUSE_S = 0.4
+WRITE_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Unreached:
+    """A node that was heard and could not be described, and why."""
+
+    peer: Peer
+    failure: ExoError
+
+
+class Survey:
+    """What this process knows of the cluster, kept in step with the topology file."""
+
+    def __init__(
+        self,
+        station: Station,
+        source: KeyringSource,
+        file: TopologyFile,
+        *,
+        on_change: Callable[[Change], None] = lambda change: None,
+        on_topology: Callable[[Topology], None] = lambda topology: None,
+        describe_self: Callable[[], Node] | None = None,
+    ) -> None:
+        self.station = station
+        self.unreached: dict[str, Unreached] = {}
+        self.described: dict[str, Node] = {}
+        self.topology = Topology()
+        self.problem: ExoError | None = None
+        self._source = source
+        self._file = file
+        self._on_change = on_change
+        self._on_topology = on_topology
+        self._describe_self = describe_self
+        self._gone: set[str] = set()
+        self._links: dict[tuple[str, str], Link] = {}
+        self._touched: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._describing: set[str] = set()
+        self._dirty = asyncio.Event()
+        self._keeper: list[asyncio.Task[None]] = []
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Read the file, and keep it up to date from now on."""
+        self.topology = await asyncio.to_thread(self._file.read)
+        for node in self.topology.nodes:
+            host, port = _parts(node)
+            if not self.station.loopback_only or host.startswith("127."):
+                self.station.knock(host, port)
+        self._keeper = [asyncio.create_task(self._write_loop()), asyncio.create_task(self._refresh_loop())]
+        if self._describe_self is not None:
+            self._touch_self()
+
+    async def stop(self) -> None:
+        """Write what is not written yet, and stop."""
+        for task in (*self._keeper, *self._tasks):
+            task.cancel()
+        for task in (*self._keeper, *self._tasks):
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if self._dirty.is_set():
+            await self._write()
+
+    def heard(self, change: Change) -> None:
+        """The station's news."""
+        peer = change.peer
+        if change.what == "left":
+            self._gone.add(peer.node_id)
+            self.described.pop(peer.node_id, None)
+            self.unreached.pop(peer.node_id, None)
+            self._dirty.set()
+        elif change.what in ("suspect", "dead", "refuted"):
+            known = self.described.get(peer.node_id)
+            if known is not None:
+                state = "ready" if change.what == "refuted" else change.what
+                self.described[peer.node_id] = msgspec.structs.replace(known, state=state)
+                self._touch(peer.node_id)
+        if change.what in ("joined", "changed", "refuted"):
+            self._gone.discard(peer.node_id)
+            self._spawn(self._describe(peer))
+        self._on_change(change)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- describing ------------------------------------------------------------------------------
+
+    async def _describe(self, peer: Peer) -> None:
+        if peer.node_id in self._describing:
+            return
+        self._describing.add(peer.node_id)
+        try:
+            node = await describe(peer, self._source)
+        except ExoError as failure:
+            self.unreached[peer.node_id] = Unreached(peer, failure)
+        else:
+            self.unreached.pop(peer.node_id, None)
+            if peer.node_id in self._gone:
+                return
+            self.described[peer.node_id] = _with_status(node, peer)
+            self._touch(peer.node_id)
+        finally:
+            self._describing.discard(peer.node_id)
+
+    async def _refresh_loop(self) -> None:
+        """Look again at those that could not be reached, and now and then at everybody."""
+        refreshed_s = time.monotonic()
+        while True:
+            await asyncio.sleep(RETRY_S)
+            everybody = time.monotonic() - refreshed_s >= REFRESH_S
+            if everybody:
+                refreshed_s = time.monotonic()
+                if self._describe_self is not None:
+                    self._touch_self()
+            for peer in self.station.membership.alive():
+                if peer.status == "alive" and (everybody or peer.node_id in self.unreached):
+                    self._spawn(self._describe(peer))
+
+    def touch_self(self) -> None:
+        """Our own record changed."""
+        if self._describe_self is not None:
+            self._touch_self()
+
+    def _touch_self(self) -> None:
+        assert self._describe_self is not None
+        record = self._describe_self()
+        self.described[record.id] = record
+        self._touch(record.id)
+
+    def mark_silent(self) -> None:
+        """Nodes of the file that did not answer in all this time do not live."""
+        for node in self.topology.nodes:
+            if node.id not in self.described and node.id not in self.station.membership.peers and node.state != "dead":
+                self.described[node.id] = msgspec.structs.replace(node, state="dead")
+                self._touch(node.id)
+
+    def forget_self(self, node_id: str) -> None:
+        """We leave: our record goes with us."""
+        self.described.pop(node_id, None)
+        self._gone.add(node_id)
+        self._dirty.set()
+
+    # -- measuring -------------------------------------------------------------------------------
+
+    async def measure(
+        self, *, fresh: bool = False, on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        """Measure every ordered pair that has no young figure."""
+        await self.settle()
+        nodes = [node for node in self.described.values() if node.state in ("ready", "draining")]
+        seen = msgspec.structs.replace(self.topology, nodes=tuple(nodes))
+        waiting = wanted(seen, _now_ms(), fresh=fresh)
+        involved = {node.id for pair in waiting for node in (pair.source, pair.target)}
+        for node in nodes:
+            if node.id in involved and node.loopback_bytes_per_s is None:
+                await self._measure_loopback(node)
+        total, done = len(waiting), 0
+        running: dict[asyncio.Task[Link], Pair] = {}
+        on_progress(0, total)
+        try:
+            while waiting or running:
+                for pair in startable(waiting, running.values()):
+                    waiting.remove(pair)
+                    running[asyncio.create_task(self._measure_pair(pair, fresh=fresh))] = pair
+                finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in finished:
+                    del running[task]
+                    link = task.result()
+                    self._links[link.from_, link.to] = link
+                    done += 1
+                    on_progress(done, total)
+                self._dirty.set()
+        finally:
+            for task in running:
+                task.cancel()
+        await self.settle()
+
+    async def _measure_loopback(self, node: Node) -> None:
+        try:
+            reply = await self._ask(node, Pair(node, node), [], fresh=False)
+        except ExoError:
+            return
+        current = self.described.get(node.id)
+        if reply.bytes_per_s and current is not None:
+            self.described[node.id] = msgspec.structs.replace(current, loopback_bytes_per_s=reply.bytes_per_s)
+            self._touch(node.id)
+
+    async def _measure_pair(self, pair: Pair, *, fresh: bool) -> Link:
+        addresses = addresses_to(pair)
+        try:
+            reply = await self._ask(pair.source, pair, addresses, fresh=fresh)
+        except ExoError as failure:
+            return _no_figure(pair, failure.message)
+        if reply.error:
+            return _no_figure(pair, reply.error, reply.boot, reply.seq)
+        link = Link(
+            from_=pair.source.id,
+            to=pair.target.id,
+            interface=reply.interface or None,
+            kind=_kind(reply.kind),
+            address=reply.address or None,
+            rtt_us_p50=round(reply.rtt_us_p50, 1),
+            rtt_us_p99=round(reply.rtt_us_p99, 1),
+            bytes_per_s=round(reply.bytes_per_s),
+            limited_by=None,
+            boot=reply.boot,
+            seq=reply.seq,
+            measured_unix_ms=_now_ms() - int(reply.age_ms),
+        )
+        if limited_by_transport(link, self.described):
+            link = msgspec.structs.replace(link, limited_by="transport")
+        return link
+
+    async def _ask(
+        self, node: Node, pair: Pair, addresses: list[tuple[str, int]], *, fresh: bool
+    ) -> pb.MeasureReply:
+        """Let `node` measure; waits a few times while it is busy."""
+        host, port = _parts(node)
+        request = pb.MeasureRequest(
+            hello=hello(),
+            target_node_id=pair.target.id,
+            addresses=[pb.MeasureAddress(ip=ip, port=at) for ip, at in addresses],
+            max_age_ms=0 if fresh else 600_000,
+        )
+        channel = await dial(host, port, self._source.current(), timeout_s=DESCRIBE_TIMEOUT_S)
+        async with channel:
+            for attempt in range(BUSY_TRIES):
+                with translated(node.name):
+                    reply: pb.MeasureReply = await ControlStub(channel).Measure(request, timeout=MEASURE_TIMEOUT_S)
+                if not reply.busy:
+                    return reply
+                await asyncio.sleep(BUSY_PAUSE_S * (1 + attempt / 2))
+        raise TryAgain(f"{node.name} or {pair.target.name} is busy")
+
+    # -- the file --------------------------------------------------------------------------------
+
+    def _touch(self, node_id: str) -> None:
+        self._touched.add(node_id)
+        self._dirty.set()
+
+    async def settle(self) -> None:
+        """Wait until what is known is written."""
+        while self._describing or self._tasks:
+            await asyncio.sleep(0.02)
+        if self._dirty.is_set():
+            await self._write()
+
+    async def _write_loop(self) -> None:
+        while True:
+            await self._dirty.wait()
+            await asyncio.sleep(WRITE_PAUSE_S)
+            await self._write()
+
+    async def _write(self) -> None:
+        self._dirty.clear()
+        nodes = [self.described[node_id] for node_id in self._touched if node_id in self.described]
+        links, gone = list(self._links.values()), frozenset(self._gone)
+        self._touched.clear()
+
+        def change(old: Topology) -> Topology:
+            return merge(old, nodes, links, gone=gone, now_unix_ms=_now_ms())
+
+        try:
+            self.topology = await asyncio.to_thread(self._file.update, change)
+            self.problem = None
+        except ExoError as problem:
+            # What is known is shown all the same; whoever runs us says that it could not be kept.
+            self.problem = problem
+            self.topology = change(self.topology)
+        self._on_topology(self.topology)
+
+
+async def describe(peer: Peer, source: KeyringSource) -> Node:
+    """Ask a node for its record, over mutual TLS, at one address after the other."""
+    failures: list[ExoError] = []
+    for ip in peer.ips():
+        try:
+            node = await describe_at(ip, peer.port, source, fingerprint=peer.fingerprint)
+        except ExoError as failure:
+            failures.append(failure)
+            continue
+        if node.id != peer.node_id:
+            failures.append(BadData(f"{join_endpoint(ip, peer.port)} is another node than its beacon says"))
+            continue
+        return node
+    raise failures[0] if failures else Unavailable(f"no address of {peer.name} is known")
+
+
+async def describe_at(host: str, port: int, source: KeyringSource, *, fingerprint: str | None = None) -> Node:
+    """The record of the node that listens there; its endpoint is what we dialled."""
+    endpoint = join_endpoint(host, port)
+    channel = await dial(
+        host, port, source.current(), fingerprint=fingerprint, timeout_s=DESCRIBE_TIMEOUT_S
+    )
+    async with channel:
+        with translated(endpoint):
+            reply: pb.DescribeReply = await ControlStub(channel).Describe(
+                pb.DescribeRequest(hello=hello()), timeout=DESCRIBE_TIMEOUT_S
+            )
+    check_hello(reply.hello, endpoint)
+    node = decode_node(reply.node, where=f"what {endpoint} says of itself")
+    return msgspec.structs.replace(node, endpoint=endpoint, seen_unix_ms=_now_ms())
+
+
+def _with_status(node: Node, peer: Peer) -> Node:
+    return node if peer.status == "alive" else msgspec.structs.replace(node, state=peer.status)
+
+
+def _no_figure(pair: Pair, error: str, boot: int | None = None, seq: int | None = None) -> Link:
+    return Link(
+        from_=pair.source.id,
+        to=pair.target.id,
+        interface=None,
+        kind=None,
+        address=None,
+        rtt_us_p50=None,
+        rtt_us_p99=None,
+        bytes_per_s=None,
+        limited_by=None,
+        boot=pair.source.boot if boot is None else boot,
+        seq=pair.source.seq if seq is None else seq,
+        error=error,
+        measured_unix_ms=_now_ms(),
+    )
+
+
+def _kind(text: str) -> InterfaceKind | None:
+    try:
+        return msgspec.convert(text, InterfaceKind) if text else None
+    except msgspec.ValidationError:
+        return "unknown"
+
+
+def _parts(node: Node) -> tuple[str, int]:
+    return split_endpoint(node.endpoint)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
