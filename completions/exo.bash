@@ -36,6 +36,8 @@ _exo() {
     fi
     for ((i = 1; i < COMP_CWORD; i++)); do
         case "$verb/${COMP_WORDS[i]}" in
+            /serve-shard) verb=serve-shard ;;
+            /discover) verb=discover ;;
             /completion) verb=completion ;;
             /schema) verb=schema ;;
             /help) verb=help ;;
@@ -50,14 +52,19 @@ _exo() {
         esac
     done
     case "$verb:$prev" in
-        *:--topology|*:--log-file|*:-o|*:--output) _exo_files -f; return ;;
-        *:--color) _exo_words auto always never; return ;;
+        *:--name|*:--listen|*:--peer|*:--for|*:--wait|*:--timeout) return ;;
+        *:--interface|*:--no-interface) _exo_dynamic interfaces; return ;;
+        *:--ready-file|*:--topology|*:--log-file|*:-o|*:--output) _exo_files -f; return ;;
+        *:--color|*:--measure) _exo_words auto always never; return ;;
+        *:--format) _exo_words table svg; return ;;
     esac
     case "$verb" in
-        '') if [[ $cur == -* ]]; then _exo_words -V --version -h --help; else _exo_words completion schema help key config; fi ;;
+        '') if [[ $cur == -* ]]; then _exo_words -V --version -h --help; else _exo_words serve-shard discover completion schema help key config; fi ;;
+        serve-shard) _exo_words --name --listen --peer --interface --no-interface --ready-file --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        discover) _exo_words --for --wait --timeout --watch --explain --announce --peer --interface --no-interface --format --measure --name --listen --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         completion) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words bash zsh fish; fi ;;
-        schema) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words completion schema help key config; fi ;;
-        help) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words completion schema help key config environment exit-codes; fi ;;
+        schema) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words serve-shard discover completion schema help key config; fi ;;
+        help) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words serve-shard discover completion schema help key config environment exit-codes; fi ;;
         key) if [[ $cur == -* ]]; then _exo_words -h --help; else _exo_words new export join show rotate; fi ;;
         'key new') _exo_words --if-missing --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         'key export') _exo_words -o --output --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;

@@ -12,28 +12,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from exo_cli.plain import columns, duration_text, fitting, visible
+
 if TYPE_CHECKING:
     import msgspec
     from rich.console import Console, RenderableType
 
     from exo_cli.errors import ExoError
 
+__all__ = ["STDOUT", "ColorChoice", "Output", "Printer", "duration_text", "visible"]
+
 STDOUT = "standard output"
 """The file name in an OSError that came from writing there."""
 
 ColorChoice = Literal["auto", "always", "never"]
-
-
-def visible(text: str) -> str:
-    """`text` without the power to move the cursor or change colours."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    point = ord(char)
-    return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
 
 
 class Output:
@@ -92,7 +84,7 @@ class Output:
     def write(self, text: str) -> None:
         """Exactly `text`, to standard output; what its encoding lacks is written as escapes."""
         try:
-            self._stdout.write(_fitting(text, self._stdout.encoding))
+            self._stdout.write(fitting(text, self._stdout.encoding))
             self._stdout.flush()
         except OSError as error:
             error.filename = STDOUT
@@ -109,7 +101,7 @@ class Output:
 
     def json_line(self, text: str) -> None:
         """One line that is JSON already; where standard output lacks a character, in JSON's own escapes."""
-        fits = _fitting(text, self._stdout.encoding) == text
+        fits = fitting(text, self._stdout.encoding) == text
         self.line(text if fits else json_module.dumps(json_module.loads(text)))
 
     def mapping(self, value: dict[str, object]) -> None:
@@ -118,14 +110,14 @@ class Output:
     def rows(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table: aligned on a terminal, tab-separated with a header line elsewhere."""
         table = [tuple(header), *(tuple(visible(cell) for cell in row) for row in rows)]
-        table = [tuple(_fitting(cell, self._stdout.encoding) for cell in row) for row in table]
+        table = [tuple(fitting(cell, self._stdout.encoding) for cell in row) for row in table]
         if not self.terminal:
             self.write("".join("\t".join(row) + "\n" for row in table))
             return
-        widths = [max(_columns(row[column]) for row in table) for column in range(len(header))]
+        widths = [max(columns(row[column]) for row in table) for column in range(len(header))]
         lines = []
         for row in table:
-            cells = (cell + " " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True))
+            cells = (cell + " " * (width - columns(cell)) for cell, width in zip(row, widths, strict=True))
             lines.append("  ".join(cells).rstrip() + "\n")
         self.write("".join(lines))
 
@@ -202,7 +194,7 @@ class Output:
 
     def _say(self, text: str) -> None:
         safe = "\n".join(visible(part) for part in text.split("\n"))
-        self._stderr.write(_fitting(safe, self._stderr.encoding) + "\n")
+        self._stderr.write(fitting(safe, self._stderr.encoding) + "\n")
         self._stderr.flush()
 
     # -- the log file ----------------------------------------------------------------------------
@@ -237,33 +229,6 @@ class Output:
         if self._log is not None:
             self._log.close()
             self._log = None
-
-
-def _fitting(text: str, encoding: str | None) -> str:
-    """`text` with escapes in place of what `encoding` cannot say."""
-    encoding = encoding or "ascii"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return text.encode(encoding, "backslashreplace").decode(encoding)
-    return text
-
-
-def _columns(text: str) -> int:
-    """How wide a terminal shows `text`."""
-    if text.isascii():
-        return len(text)
-    from unicodedata import combining, east_asian_width
-
-    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def duration_text(seconds: float) -> str:
-    """A time span as a person says it."""
-    for limit, unit, text in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {text}"
-    return f"{seconds / 86_400:.0f} days"
 
 
 Printer = Callable[[str], None]

@@ -167,7 +167,7 @@ def test_a_refusal_leaves_the_old_file_and_nothing_else(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic.os, call, refuse)
+        patch.setattr(os, call, refuse)
         with pytest.raises(error, match=r"cannot write .*/f: ") as caught:
             atomic.replace(path, NEW)
     assert int(caught.value.exit) == (73 if error is CannotCreate else 74)
@@ -196,7 +196,7 @@ def test_a_directory_that_cannot_be_synced_is_no_failure(
             raise OSError(errno.EINVAL, "not here")
         real(descriptor)
 
-    monkeypatch.setattr(atomic.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     atomic.replace(place / "f", OLD)
     assert (place / "f").read_bytes() == OLD
 

@@ -27,7 +27,9 @@ _MAC_BYTES: Final = 16
 _SIGNED: Final = SIZE - _MAC_BYTES
 assert _HEAD.size <= _SIGNED
 
-Reason = Literal["size", "magic", "version", "cluster", "signature", "malformed", "replay", "echo", "unasked", "public"]
+Reason = Literal[
+    "size", "magic", "version", "cluster", "signature", "malformed", "replay", "echo", "unasked", "public"
+]
 
 
 class Kind(IntEnum):
@@ -104,7 +106,9 @@ def decode(data: bytes, keyring: Keyring) -> Packet:
     """The packet in `data`; raises Dropped. Nothing but the head is read before the signature holds."""
     if len(data) != SIZE:
         raise Dropped("size")
-    magic, version, kind, state, role, mark, node_id, instance, boot, seq, port, nonce, name = _HEAD.unpack_from(data)
+    magic, version, kind, state, role, mark, node_id, instance, boot, seq, port, nonce, name = (
+        _HEAD.unpack_from(data)
+    )
     if magic != MAGIC:
         raise Dropped("magic")
     fingerprint = mark.hex()
@@ -117,7 +121,17 @@ def decode(data: bytes, keyring: Keyring) -> Packet:
         raise Dropped("signature", fingerprint, _text(name))
     try:
         return Packet(
-            Kind(kind), node_id, instance, boot, seq, port, _text(name), State(state), Role(role), nonce, fingerprint
+            Kind(kind),
+            node_id,
+            instance,
+            boot,
+            seq,
+            port,
+            _text(name),
+            State(state),
+            Role(role),
+            nonce,
+            fingerprint,
         )
     except ValueError:
         raise Dropped("malformed", fingerprint) from None

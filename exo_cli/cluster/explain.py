@@ -49,7 +49,7 @@ def _keys(lookout: Lookout, keyring: Keyring) -> Iterator[Finding]:
             about="cluster key",
             seen="this user has no cluster key, so only nodes of this machine are looked for",
             means="other machines can be neither seen nor reached",
-            do="exo key new   (or, if another machine has the key, there: exo key export | ssh THIS-MACHINE exo key join -)",
+            do="exo key new   (or, where a key is already: exo key export | ssh THIS-MACHINE exo key join -)",
         )
     elif keyring.kind == "insecure":
         yield Finding(
@@ -75,7 +75,7 @@ def _ears(lookout: Lookout) -> Iterator[Finding]:
             level="failure",
             about=f"UDP port {PORT}",
             seen=f"it cannot be shared: {deaf.strerror or deaf}",
-            means="another program holds the port for itself; beacons of other nodes are not heard, only answers are",
+            means="another program holds the port for itself: beacons are not heard, only answers are",
             do=f"sudo lsof -nP -iUDP:{PORT}",
         )
 
@@ -95,7 +95,10 @@ def _interface(count: InterfaceCount, loopback_only: bool) -> Iterator[Finding]:
             do="exo key new",
         )
     for reason, means in (
-        ("signature", "they claim our cluster and are not signed with its key: damaged on the way, or forged"),
+        (
+            "signature",
+            "they claim our cluster and are not signed with its key: damaged on the way, or forged",
+        ),
         ("replay", "packets that were heard before: repeated by the network, or recorded and sent again"),
     ):
         if count.dropped.get(reason):
@@ -120,7 +123,7 @@ def _interface(count: InterfaceCount, loopback_only: bool) -> Iterator[Finding]:
             id="nobody-answers",
             level="info",
             about=count.interface,
-            seen=f"{count.sent} packets sent and {count.received} received, none of them from a node of this cluster",
+            seen=f"{count.sent} packets sent, {count.received} received, none from a node of this cluster",
             means="no node runs there, its firewall drops the probe, or the network keeps its guests apart",
             do="on the other machine: exo serve-shard, then here: exo discover --explain --peer ITS-ADDRESS",
         )
@@ -132,7 +135,10 @@ def _send_error(count: InterfaceCount, reason: str, times: int) -> Finding:
         means = "macOS denies this terminal the local network"
         do = "System Settings > Privacy & Security > Local Network: allow your terminal, then run this again"
     elif reason in ("EHOSTUNREACH", "ENETUNREACH"):
-        means, do = "there is no route to that network", "ip route" if sys.platform == "linux" else "netstat -rn"
+        means, do = (
+            "there is no route to that network",
+            "ip route" if sys.platform == "linux" else "netstat -rn",
+        )
     elif reason == "EPERM":
         means, do = "a firewall of this machine forbids sending", _open_firewall()
     elif reason == "ECONNREFUSED":
@@ -177,12 +183,18 @@ def _stranger(stranger: Stranger, keyring: Keyring) -> Finding:
             means="damaged on the way, or somebody pretends",
         )
     if stranger.fingerprint == INSECURE.primary.fingerprint:
-        means, do = "that machine runs with --insecure", "give it the cluster's key and start it without --insecure"
+        means, do = (
+            "that machine runs with --insecure",
+            "give it the cluster's key and start it without --insecure",
+        )
     elif keyring.kind == "cluster":
         means = f"it has another key than this machine ({keyring.primary.fingerprint})"
         do = f"exo key export | ssh {stranger.address} exo key join --replace -"
     else:
-        means, do = "it has a cluster key and this run does not", "there: exo key export | ssh THIS-MACHINE exo key join -"
+        means, do = (
+            "it has a cluster key and this run does not",
+            "there: exo key export | ssh THIS-MACHINE exo key join -",
+        )
     return Finding(id="stranger", level="warning", about=stranger.address, seen=seen, means=means, do=do)
 
 
@@ -195,7 +207,7 @@ def _unreached(lookout: Lookout) -> Iterator[Finding]:
         elif isinstance(failure, NotAuthorised):
             means = "it is there and refuses us: its key differs from this machine's"
         else:
-            means = f"its beacons arrive and TCP port {peer.port} does not: a firewall there, or it is just starting"
+            means = f"its beacons arrive; TCP port {peer.port} does not: a firewall, or it just starts"
         yield Finding(
             id="heard-not-reached",
             level="failure",
@@ -222,9 +234,7 @@ def _doubles(lookout: Lookout) -> Iterator[Finding]:
 async def _named_hosts(lookout: Lookout, keyring: Keyring) -> list[Finding]:
     """Hosts given by --peer that did not answer the knock: what their TCP port says."""
     silent = [
-        (ip, port)
-        for ip, port in lookout.options.peers
-        if not lookout.station.answered_hosts[f"{ip}:{port}"]
+        (ip, port) for ip, port in lookout.options.peers if not lookout.station.answered_hosts[f"{ip}:{port}"]
     ]
     reached = await asyncio.gather(*(diagnose(ip, port, keyring, PROBE_S) for ip, port in silent))
     return [
@@ -252,7 +262,9 @@ async def _reach(node: Node, keyring: Keyring) -> Reach:
 
 
 def _verdict(kind: str, about: str, knocks: int | None, reach: Reach) -> Finding:
-    knocked = f"{knocks} probes without an answer; " if knocks is not None else "known from before, not heard now; "
+    knocked = (
+        f"{knocks} probes without an answer; " if knocks is not None else "known from before, not heard now; "
+    )
     told: dict[Reach, tuple[str, str, str]] = {
         Reach.OK: (
             "its TCP port answers with our cluster's certificate",
@@ -294,7 +306,7 @@ def _this_machine() -> Iterable[Finding]:
                 level="info",
                 about=f"port {ports.API_PORT}",
                 seen="exo-explore/exo answers there (it has /node_id)",
-                means="that is a different program with the same name; its nodes and ours do not see each other",
+                means="that is a different program of the same name; its nodes and ours do not meet",
             )
         ]
     return []

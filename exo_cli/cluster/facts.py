@@ -61,7 +61,9 @@ def probe_accelerator(command: Sequence[str] = (sys.executable, "-m", "exo_cli.e
 
 
 def machine(accelerator: Accelerator) -> Machine:
-    return Machine(host=host_id(), os=_os_text(), chip=_chip(accelerator), cores=_cores(), accelerator=accelerator)
+    return Machine(
+        host=host_id(), os=_os_text(), chip=_chip(accelerator), cores=_cores(), accelerator=accelerator
+    )
 
 
 def host_id() -> str:

@@ -78,12 +78,14 @@ def claim(nodes_dir: Path, name: str | None) -> Identity:
     if name is not None:
         if not _NAME.fullmatch(name):
             raise UsageProblem(
-                f"'{name}' is no name for a node", hint="Use letters, digits, dots, dashes and underscores, 63 at most."
+                f"'{name}' is no name for a node",
+                hint="Use letters, digits, dots, dashes and underscores, 63 at most.",
             )
         identity = _claim(nodes_dir / name, name)
         if identity is None:
             raise TryAgain(
-                f"a node named {name} already runs on this machine", hint="Give it another --name, or stop the other one."
+                f"a node named {name} already runs on this machine",
+                hint="Give it another --name, or stop the other one.",
             )
         return identity
     for candidate in _candidates(host_name()):
@@ -128,7 +130,9 @@ def _claim(directory: Path, name: str) -> Identity | None:
         return None
     try:
         old = _read(directory)
-        fresh = NodeFile(id=old.id if old else os.urandom(16).hex(), name=name, boot=(old.boot if old else 0) + 1)
+        fresh = NodeFile(
+            id=old.id if old else os.urandom(16).hex(), name=name, boot=(old.boot if old else 0) + 1
+        )
         _write(directory, fresh)
     except BaseException:
         os.close(lock)
@@ -169,7 +173,9 @@ def _read(directory: Path) -> NodeFile | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadData(f"{path} does not hold a node's identity: {error}", hint="Remove it to get a new id.") from error
+        raise BadData(
+            f"{path} does not hold a node's identity: {error}", hint="Remove it to get a new id."
+        ) from error
     if not re.fullmatch(r"[0-9a-f]{32}", record.id) or not 0 <= record.boot < 1 << 62:
         raise BadData(f"{path} does not hold a node's identity", hint="Remove it to get a new id.")
     return record

@@ -95,7 +95,8 @@ def kind_of_mac(name: str, ports: Mapping[str, str]) -> InterfaceKind:
 def parse_hardware_ports(text: str) -> dict[str, str]:
     """Device -> hardware port, from `networksetup -listallhardwareports`."""
     return {
-        device: port for port, device in re.findall(r"^Hardware Port: (.*)\nDevice: (\S+)$", text, flags=re.MULTILINE)
+        device: port
+        for port, device in re.findall(r"^Hardware Port: (.*)\nDevice: (\S+)$", text, flags=re.MULTILINE)
     }
 
 
@@ -147,6 +148,9 @@ class Choice:
         return not self.only or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.only)
 
 
+EVERY_INTERFACE = Choice()
+
+
 def list_interfaces(choice: Choice, *, loopback: bool = False) -> list[Interface]:
     """The interfaces that are up and have an address; loopback ones only when asked for."""
     stats = psutil.net_if_stats()
@@ -169,7 +173,9 @@ def check_choice(choice: Choice) -> None:
     names = sorted(psutil.net_if_addrs())
     for pattern in choice.only:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise UsageProblem(f"there is no interface '{pattern}'", hint=f"This machine has: {', '.join(names)}.")
+            raise UsageProblem(
+                f"there is no interface '{pattern}'", hint=f"This machine has: {', '.join(names)}."
+            )
 
 
 def _interface(name: str, kind: InterfaceKind, addresses: Sequence[object]) -> Interface | None:

@@ -39,7 +39,9 @@ async def run_node(
         loop.add_signal_handler(number, received, number)
     await host.start()
     try:
-        ready = ReadyLine(id=host.identity.node_id, name=host.identity.name, endpoint=host.endpoint, pid=os.getpid())
+        ready = ReadyLine(
+            id=host.identity.node_id, name=host.identity.name, endpoint=host.endpoint, pid=os.getpid()
+        )
         if ready_file is not None:
             atomic.replace(ready_file, msgspec.json.encode(ready) + b"\n")
         on_ready(ready)
@@ -49,7 +51,7 @@ async def run_node(
             await side
         await host.drain()
     finally:
-        if ready_file is not None:
-            ready_file.unlink(missing_ok=True)
         await host.stop()
+        if ready_file is not None:
+            await asyncio.to_thread(ready_file.unlink, missing_ok=True)
     return got[0], Exit.INTERRUPTED if got[0] == signal.SIGINT else Exit.OK

@@ -104,7 +104,9 @@ class LinkMeter:
         dialled = await asyncio.gather(*(self._dial(*address) for address in addresses))
         failures = [each for each in dialled if isinstance(each, ExoError)]
         channels = [
-            (ip, each) for (ip, _), each in zip(addresses, dialled, strict=True) if not isinstance(each, ExoError)
+            (ip, each)
+            for (ip, _), each in zip(addresses, dialled, strict=True)
+            if not isinstance(each, ExoError)
         ]
         ways: list[Way] = []
         try:
@@ -112,9 +114,7 @@ class LinkMeter:
                 if len(ways) == MEASURED_ADDRESSES:
                     break
                 try:
-                    sample = await measure(
-                        channel, expected_node_id=node_id, claim=node_id != self._node_id
-                    )
+                    sample = await measure(channel, expected_node_id=node_id, claim=node_id != self._node_id)
                 except TryAgain:
                     if not ways:
                         raise

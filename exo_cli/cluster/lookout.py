@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from exo_cli.cluster.interfaces import Choice
+from exo_cli.cluster.interfaces import EVERY_INTERFACE, Choice
 from exo_cli.cluster.membership import Change
 from exo_cli.cluster.station import Station, watcher
 from exo_cli.cluster.survey import Survey
@@ -28,7 +28,7 @@ class LookoutOptions:
 
     nodes_dir: Path
     topology: Path
-    choice: Choice = Choice()
+    choice: Choice = EVERY_INTERFACE
     peers: tuple[tuple[str, int], ...] = ()
 
 
@@ -56,7 +56,11 @@ class Lookout:
             on_change=lambda change: self.survey.heard(change),
         )
         self.survey = Survey(
-            self.station, source, TopologyFile(options.topology), on_change=self._heard, on_topology=on_topology
+            self.station,
+            source,
+            TopologyFile(options.topology),
+            on_change=self._heard,
+            on_topology=on_topology,
         )
 
     def _heard(self, change: Change) -> None:

@@ -16,8 +16,8 @@ import grpc.aio
 
 from exo_cli.errors import ExoError, InputOutput, NotFound, TryAgain
 from exo_cli.wire import exo_pb2 as pb
-from exo_cli.wire.exo_pb2_grpc import ControlStub
 from exo_cli.wire.hello import check_hello, hello
+from exo_cli.wire.stubs import control
 
 FRAME_BYTES: Final = 1 << 20
 FIRST_FRAME_BYTES: Final = 16 << 10
@@ -28,6 +28,7 @@ MEASURE_BYTES: Final = 16 << 20
 PINGS: Final = 100
 PINGS_S: Final = 0.150
 TIMEOUT_S: Final = 5.0
+END_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ async def _count(frames: AsyncIterator[pb.EchoFrame]) -> AsyncIterator[pb.EchoAc
 
 async def measure(channel: Any, *, expected_node_id: str, claim: bool) -> Sample:
     """Measure the way over `channel`; raises TryAgain when the other side is busy."""
-    call = ControlStub(channel).Echo(timeout=TIMEOUT_S)
+    call = control(channel).Echo(timeout=TIMEOUT_S)
     try:
         await call.write(
             pb.EchoFrame(start=pb.EchoStart(hello=hello(), expected_node_id=expected_node_id, claim=claim))
@@ -147,9 +148,19 @@ async def measure(channel: Any, *, expected_node_id: str, claim: bool) -> Sample
             raise TryAgain("the node is busy", hint="Try again when its requests are done.")
         round_trips = await _ping(call)
         received = await _push(call)
+        await _end(call)
     finally:
         call.cancel()
     return Sample(percentile(round_trips, 0.50), percentile(round_trips, 0.99), rate(received))
+
+
+async def _end(call: Any) -> None:
+    """Leave in order: the other side is free for the next measurement when this returns."""
+    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        async with asyncio.timeout(END_S):
+            await call.done_writing()
+            while await call.read() is not grpc.aio.EOF:
+                pass
 
 
 async def _next(call: Any) -> pb.EchoAck:
@@ -188,9 +199,7 @@ async def _push(call: Any) -> list[Received]:
         if last.elapsed_ns < WARM_UP_S * 1e9:
             return False
         warm = next(each for each in received if each.elapsed_ns >= WARM_UP_S * 1e9)
-        return (
-            last.bytes - warm.bytes >= MEASURE_BYTES or last.elapsed_ns >= (WARM_UP_S + MEASURE_S) * 1e9
-        )
+        return last.bytes - warm.bytes >= MEASURE_BYTES or last.elapsed_ns >= (WARM_UP_S + MEASURE_S) * 1e9
 
     async def listen() -> None:
         try:

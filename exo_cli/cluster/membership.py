@@ -51,7 +51,7 @@ class Peer:
     contested: bool = False
 
     def ips(self) -> list[str]:
-        """Where it was heard: the most recent first, addresses that mean something elsewhere before others."""
+        """Where it was heard: the most recent first, those that mean something elsewhere before others."""
         return sorted(self.addresses, key=lambda ip: ("%" in ip, -self.addresses[ip], ip))
 
     def ways(self) -> list[Address]:

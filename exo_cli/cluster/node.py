@@ -13,7 +13,7 @@ from exo_cli.cluster import facts, ports
 from exo_cli.cluster.beacon import PORT, Role
 from exo_cli.cluster.describe import Self
 from exo_cli.cluster.identity import Identity, claim
-from exo_cli.cluster.interfaces import Choice, list_interfaces
+from exo_cli.cluster.interfaces import EVERY_INTERFACE, Choice, list_interfaces
 from exo_cli.cluster.measure import Turnstile
 from exo_cli.cluster.membership import Change
 from exo_cli.cluster.service import ControlServer, NodeService
@@ -35,7 +35,7 @@ class NodeOptions:
     topology: Path
     name: str | None = None
     listen: str | None = None
-    choice: Choice = Choice()
+    choice: Choice = EVERY_INTERFACE
     peers: tuple[tuple[str, int], ...] = ()
 
 
@@ -158,6 +158,8 @@ def listen_on(listen: str | None, source: KeyringSource, choice: Choice) -> tupl
     if kind == "local":
         return ["127.0.0.1"], port, fixed
     if kind == "insecure":
-        private = [ip for each in list_interfaces(choice) for ip in each.ips if is_private(ip) and "%" not in ip]
+        private = [
+            ip for each in list_interfaces(choice) for ip in each.ips if is_private(ip) and "%" not in ip
+        ]
         return ["127.0.0.1", *private], port, fixed
     return ["::"] if ports.has_ipv6() else ["0.0.0.0"], port, fixed

@@ -6,7 +6,7 @@ Pure. Knows nothing of how a link is measured.
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from exo_cli.schemas.topology import Address, InterfaceKind, Link, Node, Topology
+from exo_cli.schemas.topology import InterfaceKind, Link, Node, Topology
 
 REUSE_MS = 600_000
 # The kinds that are worth trying first: a cable before the air.
@@ -45,7 +45,8 @@ def wanted(topology: Topology, now_unix_ms: int, *, fresh: bool = False) -> list
         Pair(source, target)
         for source in nodes
         for target in nodes
-        if source.id != target.id and (fresh or not _usable(known.get((source.id, target.id)), source, now_unix_ms))
+        if source.id != target.id
+        and (fresh or not _usable(known.get((source.id, target.id)), source, now_unix_ms))
     ]
 
 
@@ -104,5 +105,7 @@ def limited_by_transport(link: Link, nodes: dict[str, Node]) -> bool:
     ends = [nodes.get(link.from_), nodes.get(link.to)]
     figures = [node.loopback_bytes_per_s for node in ends if node and node.loopback_bytes_per_s]
     return (
-        link.bytes_per_s is not None and len(figures) == 2 and link.bytes_per_s >= NEAR_LOOPBACK * min(figures)
+        link.bytes_per_s is not None
+        and len(figures) == 2
+        and link.bytes_per_s >= NEAR_LOOPBACK * min(figures)
     )

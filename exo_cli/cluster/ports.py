@@ -26,7 +26,9 @@ def parse_listen(text: str) -> tuple[str | None, int]:
     elif text.isdigit():
         host, port = "", text
     if port and not (port.isdigit() and int(port) < 65536):
-        raise UsageProblem(f"'{text}' is no address to listen on", hint="Say HOST:PORT, for example 0.0.0.0:52416.")
+        raise UsageProblem(
+            f"'{text}' is no address to listen on", hint="Say HOST:PORT, for example 0.0.0.0:52416."
+        )
     return host or None, int(port) if port else PORT
 
 
@@ -78,7 +80,8 @@ def choose(hosts: list[str], port: int, *, fixed: bool) -> int:
     if fixed:
         raise SystemFailure(f"port {port} is taken{by}", hint="Give another --listen, or stop what holds it.")
     raise SystemFailure(
-        f"ports {port} to {port + TRIES - 1} are all taken, the first{by}", hint="Give a free one with --listen."
+        f"ports {port} to {port + TRIES - 1} are all taken, the first{by}",
+        hint="Give a free one with --listen.",
     )
 
 

@@ -61,7 +61,13 @@ class Radio:
     """The datagram sockets of one process."""
 
     def __init__(
-        self, take: Taker, *, choice: Choice, loopback_only: bool, door_port: int, beacon_port: int = beacon.PORT
+        self,
+        take: Taker,
+        *,
+        choice: Choice,
+        loopback_only: bool,
+        door_port: int,
+        beacon_port: int = beacon.PORT,
     ) -> None:
         self._take = take
         self._choice = choice
@@ -89,7 +95,8 @@ class Radio:
             except OSError as error:
                 if family == socket.AF_INET:
                     raise SystemFailure(
-                        f"cannot open a UDP socket: {error.strerror}", hint="exo needs IPv4 to find other nodes."
+                        f"cannot open a UDP socket: {error.strerror}",
+                        hint="exo needs IPv4 to find other nodes.",
                     ) from error
                 continue  # a machine without IPv6
             try:
@@ -165,7 +172,11 @@ class Radio:
                 info = struct.pack("@I4s4s", interface.index, socket.inet_aton(broadcast.ip), bytes(4))
                 for data in make():
                     self._send(
-                        socket.AF_INET, data, (broadcast.to, self._beacon_port), interface.name, (_PKTINFO4, info)
+                        socket.AF_INET,
+                        data,
+                        (broadcast.to, self._beacon_port),
+                        interface.name,
+                        (_PKTINFO4, info),
                     )
             if interface.multicast6 and socket.AF_INET6 in self._own:
                 for data in make():

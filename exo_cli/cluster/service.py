@@ -20,9 +20,10 @@ from exo_cli.errors import BadData, ExoError, SystemFailure, TryAgain
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.channels import SERVER_OPTIONS, server_credentials
-from exo_cli.wire.exo_pb2_grpc import ControlServicer, add_ControlServicer_to_server
+from exo_cli.wire.exo_pb2_grpc import ControlServicer
 from exo_cli.wire.hello import check_hello, hello
 from exo_cli.wire.status import code_of
+from exo_cli.wire.stubs import add_control
 
 CONTROL = "exo.v1.Control"
 MAX_AGE_S = 600.0
@@ -114,24 +115,26 @@ class ControlServer:
                 # Credentials that follow a key file serve one port only.
                 bound = self._server.add_secure_port(f"{bracketed}:{port}", server_credentials(self._source))
             except RuntimeError as error:
-                raise SystemFailure(f"cannot listen on {bracketed}:{port}", hint="The port is taken.") from error
+                raise SystemFailure(
+                    f"cannot listen on {bracketed}:{port}", hint="The port is taken."
+                ) from error
             port = bound
         return port
 
     def add(self, service: ControlServicer) -> None:
-        add_ControlServicer_to_server(service, self._server)
+        add_control(service, self._server)
 
     async def start(self) -> None:
         await self._server.start()
         await self.set_serving(True)
 
     async def set_serving(self, serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
         for name in ("", CONTROL):
             await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
         await self.set_serving(False)
         await self._server.stop(grace_s)
-
-

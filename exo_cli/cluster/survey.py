@@ -14,20 +14,29 @@ import msgspec
 
 from exo_cli.cluster.membership import Change, Peer
 from exo_cli.cluster.merge import merge
-from exo_cli.cluster.pairs import Pair, addresses_to, join_endpoint, limited_by_transport, split_endpoint, startable, wanted
+from exo_cli.cluster.pairs import (
+    Pair,
+    addresses_to,
+    join_endpoint,
+    limited_by_transport,
+    split_endpoint,
+    startable,
+    wanted,
+)
 from exo_cli.cluster.station import Station
 from exo_cli.cluster.topology_file import TopologyFile
 from exo_cli.errors import BadData, ExoError, TryAgain, Unavailable
 from exo_cli.schemas.decode import decode_node
-from exo_cli.schemas.topology import InterfaceKind, Link, Node, Topology
+from exo_cli.schemas.topology import InterfaceKind, Link, Node, NodeState, Topology
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.channels import dial
-from exo_cli.wire.exo_pb2_grpc import ControlStub
 from exo_cli.wire.hello import check_hello, hello
 from exo_cli.wire.status import translated
+from exo_cli.wire.stubs import control
 
 DESCRIBE_TIMEOUT_S = 3.0
+BETTER_ADDRESS_S = 0.25
 RETRY_S = 2.0
 REFRESH_S = 10.0
 MEASURE_TIMEOUT_S = 20.0
@@ -68,6 +77,8 @@ class Survey:
         self._on_topology = on_topology
         self._describe_self = describe_self
         self._gone: set[str] = set()
+        self._verdicts: dict[str, NodeState] = {}
+        """Nodes that we hold for silent: our observation, not a part of the record's version."""
         self._links: dict[tuple[str, str], Link] = {}
         self._touched: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,14 +117,16 @@ class Survey:
             self.described.pop(peer.node_id, None)
             self.unreached.pop(peer.node_id, None)
             self._dirty.set()
-        elif change.what in ("suspect", "dead", "refuted"):
+        elif change.what in ("suspect", "dead"):
             known = self.described.get(peer.node_id)
             if known is not None:
-                state = "ready" if change.what == "refuted" else change.what
+                state: NodeState = "suspect" if change.what == "suspect" else "dead"
+                self._verdicts[peer.node_id] = state
                 self.described[peer.node_id] = msgspec.structs.replace(known, state=state)
                 self._touch(peer.node_id)
         if change.what in ("joined", "changed", "refuted"):
             self._gone.discard(peer.node_id)
+            self._verdicts.pop(peer.node_id, None)
             self._spawn(self._describe(peer))
         self._on_change(change)
 
@@ -129,6 +142,9 @@ class Survey:
             return
         self._describing.add(peer.node_id)
         try:
+            if all("%" in ip for ip in peer.ips()):
+                # An address of this link only: one that means something elsewhere may be on its way.
+                await asyncio.sleep(BETTER_ADDRESS_S)
             node = await describe(peer, self._source)
         except ExoError as failure:
             self.unreached[peer.node_id] = Unreached(peer, failure)
@@ -169,7 +185,11 @@ class Survey:
     def mark_silent(self) -> None:
         """Nodes of the file that did not answer in all this time do not live."""
         for node in self.topology.nodes:
-            if node.id not in self.described and node.id not in self.station.membership.peers and node.state != "dead":
+            if (
+                node.id not in self.described
+                and node.id not in self.station.membership.peers
+                and node.state != "dead"
+            ):
                 self.described[node.id] = msgspec.structs.replace(node, state="dead")
                 self._touch(node.id)
 
@@ -265,7 +285,9 @@ class Survey:
         async with channel:
             for attempt in range(BUSY_TRIES):
                 with translated(node.name):
-                    reply: pb.MeasureReply = await ControlStub(channel).Measure(request, timeout=MEASURE_TIMEOUT_S)
+                    reply: pb.MeasureReply = await control(channel).Measure(
+                        request, timeout=MEASURE_TIMEOUT_S
+                    )
                 if not reply.busy:
                     return reply
                 await asyncio.sleep(BUSY_PAUSE_S * (1 + attempt / 2))
@@ -279,8 +301,8 @@ class Survey:
 
     async def settle(self) -> None:
         """Wait until what is known is written."""
-        while self._describing or self._tasks:
-            await asyncio.sleep(0.02)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
         if self._dirty.is_set():
             await self._write()
 
@@ -294,10 +316,13 @@ class Survey:
         self._dirty.clear()
         nodes = [self.described[node_id] for node_id in self._touched if node_id in self.described]
         links, gone = list(self._links.values()), frozenset(self._gone)
+        verdicts = dict(self._verdicts)
         self._touched.clear()
 
         def change(old: Topology) -> Topology:
-            return merge(old, nodes, links, gone=gone, now_unix_ms=_now_ms())
+            known = {node.id: node for node in old.nodes}
+            news = [_judged(node, known.get(node.id), verdicts.get(node.id)) for node in nodes]
+            return merge(old, news, links, gone=gone, now_unix_ms=_now_ms())
 
         try:
             self.topology = await asyncio.to_thread(self._file.update, change)
@@ -328,17 +353,23 @@ async def describe(peer: Peer, source: KeyringSource) -> Node:
 async def describe_at(host: str, port: int, source: KeyringSource, *, fingerprint: str | None = None) -> Node:
     """The record of the node that listens there; its endpoint is what we dialled."""
     endpoint = join_endpoint(host, port)
-    channel = await dial(
-        host, port, source.current(), fingerprint=fingerprint, timeout_s=DESCRIBE_TIMEOUT_S
-    )
+    channel = await dial(host, port, source.current(), fingerprint=fingerprint, timeout_s=DESCRIBE_TIMEOUT_S)
     async with channel:
         with translated(endpoint):
-            reply: pb.DescribeReply = await ControlStub(channel).Describe(
+            reply: pb.DescribeReply = await control(channel).Describe(
                 pb.DescribeRequest(hello=hello()), timeout=DESCRIBE_TIMEOUT_S
             )
     check_hello(reply.hello, endpoint)
     node = decode_node(reply.node, where=f"what {endpoint} says of itself")
     return msgspec.structs.replace(node, endpoint=endpoint, seen_unix_ms=_now_ms())
+
+
+def _judged(node: Node, in_file: Node | None, verdict: NodeState | None) -> Node:
+    """Silence speaks about a node, whichever of its records is the newest one."""
+    if verdict is None:
+        return node
+    newer = in_file is not None and in_file.boot == node.boot and in_file.seq > node.seq
+    return msgspec.structs.replace(in_file if in_file is not None and newer else node, state=verdict)
 
 
 def _with_status(node: Node, peer: Peer) -> Node:

@@ -41,7 +41,7 @@ class TopologyFile:
         step: Callable[[str], None] = _no_step,
     ) -> None:
         self.path = path
-        # A link is followed, so that everybody who means this file meets at one lock.
+        # A link is followed, so that all writers of one file meet at one lock.
         self._file = Path(os.path.realpath(path))
         self._lock = self._file.with_name(self._file.name + ".lock")
         self._clock = clock
@@ -88,22 +88,23 @@ class TopologyFile:
 
     def _apply(self, current: Topology, change: Callable[[Topology], Topology]) -> Topology:
         self._step("apply")
-        changed = _in_order(msgspec.structs.replace(change(current), generation=current.generation))
-        if changed == _in_order(current):
-            return current
-        changed = msgspec.structs.replace(changed, generation=current.generation + 1)
+        generation = current.generation + 1
         try:
-            data = encode(changed)
+            data = encode(msgspec.structs.replace(change(current), generation=generation))
         except UnicodeEncodeError as error:
             raise BadData(f"a name for {self.path} is not valid text; nothing was written") from error
         # Records come from other machines: what could not be read again is not written.
-        decode(data, Topology, schema=SCHEMA, where=f"what was to be written to {self.path}")
+        changed = decode(data, Topology, schema=SCHEMA, where=f"what was to be written to {self.path}")
+        unchanged = changed == _in_order(msgspec.structs.replace(current, generation=generation))
+        # A Makefile waits for the file: one that says "nobody" is better than none.
+        if unchanged and self.path.exists():
+            return current
         atomic.replace(self._file, data, step=self._step)
         return changed
 
     def _load(self) -> bytes | None:
         try:
-            with open(self._file, "rb", buffering=0) as file:
+            with open(self.path, "rb", buffering=0) as file:
                 if os.fstat(file.fileno()).st_size > MAX_DOCUMENT_BYTES:
                     raise too_large(str(self.path), hint=self._remedy())
                 return _read_bounded(file.fileno())

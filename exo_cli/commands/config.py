@@ -5,23 +5,23 @@ in [discover] for one verb, in [key.new] for a verb in a group. Knows nothing of
 """
 
 import os
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from exo_cli import config as files_module
 from exo_cli.commands.session import COMMON_NAMES, Session, verb
-from exo_cli.commands.tree import Parameter, Verb, tree
 from exo_cli.commands.usage import did_you_mean, sentence
 from exo_cli.config import ConfigFile, Value
 from exo_cli.errors import ExoError, Misconfigured
 
+if TYPE_CHECKING:
+    from exo_cli.commands.tree import Parameter, Verb
+
 _HINT = "exo config show lists the settings and their values."
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(NamedTuple):
     """A value that a file sets, and where it stands."""
 
     value: Value
@@ -47,16 +47,20 @@ def register(app: typer.Typer) -> None:
           exo config show --origin
           exo config show --json
         """
-        from exo_cli.schemas.reference import Settings
+        from exo_cli.commands.tree import tree
 
         files = files_module.read_files()
         settings = _settings(tree(typer.main.get_command(app)), files)
         output = session.output
         if output.json:
-            output.struct(Settings(settings=settings))
+            from exo_cli.schemas.reference import Setting, Settings
+
+            output.struct(Settings(settings=[Setting(**item) for item in settings]))
             return
         header = ("setting", "value", "origin") if origin else ("setting", "value")
-        output.rows(header, [(item.name, _text(item.value), item.origin)[: len(header)] for item in settings])
+        output.rows(
+            header, [(item["name"], _text(item["value"]), item["origin"])[: len(header)] for item in settings]
+        )
         if not files:
             place = files_module.config_dir() / "config.toml"
             output.hint(f"There is no settings file yet. ./exo.toml or {place} would be read.")
@@ -66,6 +70,8 @@ def register(app: typer.Typer) -> None:
 
 def defaults(command: Any, files: list[ConfigFile]) -> dict[str, Any]:
     """What the files set, as Typer's default_map: verb by verb, checked."""
+    from exo_cli.commands.tree import tree
+
     result: dict[str, Any] = {}
     for path, options in given(tree(command), files).items():
         table = result
@@ -75,7 +81,7 @@ def defaults(command: Any, files: list[ConfigFile]) -> dict[str, Any]:
     return result
 
 
-def given(root: Verb, files: list[ConfigFile]) -> dict[tuple[str, ...], dict[str, Given]]:
+def given(root: "Verb", files: list[ConfigFile]) -> dict[tuple[str, ...], dict[str, Given]]:
     """What the files set for each verb, by its path and the option's name; () holds the top levels."""
     result: dict[tuple[str, ...], dict[str, Given]] = {leaf.path: {} for leaf in root.leaves()}
     result[()] = {}
@@ -94,11 +100,11 @@ def given(root: Verb, files: list[ConfigFile]) -> dict[tuple[str, ...], dict[str
     return result
 
 
-def _settable(leaf: Verb, name: str | None = None) -> list[Parameter]:
+def _settable(leaf: "Verb", name: str | None = None) -> "list[Parameter]":
     return [option for option in leaf.options if option.settable and name in (None, option.long)]
 
 
-def _unknown_table(root: Verb, file: ConfigFile, table: tuple[str, ...]) -> ExoError:
+def _unknown_table(root: "Verb", file: ConfigFile, table: tuple[str, ...]) -> ExoError:
     known = [".".join(item.path) for item in root.all() if item.path]
     name = ".".join(table)
     return Misconfigured(
@@ -107,7 +113,9 @@ def _unknown_table(root: Verb, file: ConfigFile, table: tuple[str, ...]) -> ExoE
     )
 
 
-def _unknown_key(root: Verb, scope: Verb, file: ConfigFile, table: tuple[str, ...], name: str) -> ExoError:
+def _unknown_key(
+    root: "Verb", scope: "Verb", file: ConfigFile, table: tuple[str, ...], name: str
+) -> ExoError:
     if not table and root.find((name,)):
         return Misconfigured(
             f"{file.place(table, name)} must be a table", hint=f"Write [{name}] on its own line."
@@ -118,7 +126,7 @@ def _unknown_key(root: Verb, scope: Verb, file: ConfigFile, table: tuple[str, ..
     )
 
 
-def _checked(option: Parameter, value: Value, place: str) -> Value:
+def _checked(option: "Parameter", value: Value, place: str) -> Value:
     """The value, if the option can take it; TOML's types are taken at their word."""
     source = option.source
     kind = type(source.type).__name__
@@ -149,17 +157,15 @@ def _checked(option: Parameter, value: Value, place: str) -> Value:
     return value
 
 
-def _settings(root: Verb, files: list[ConfigFile]) -> list[Any]:
+def _settings(root: "Verb", files: list[ConfigFile]) -> list[dict[str, Any]]:
     """The common options once, then what each verb has of its own or has otherwise."""
-    from exo_cli.schemas.reference import Setting
-
     set_in_files = given(root, files)
 
-    def setting(option: Parameter, path: tuple[str, ...]) -> Setting:
+    def setting(option: "Parameter", path: tuple[str, ...]) -> dict[str, Any]:
         value, origin = _effective(option, set_in_files[path])
         flag = max(option.flags, key=len)
         name = ".".join((*path, option.long))
-        return Setting(name=name, value=value, origin=origin, flag=flag, env=list(option.env))
+        return {"name": name, "value": value, "origin": origin, "flag": flag, "env": list(option.env)}
 
     leaves = list(root.leaves())
     first = leaves[0]
@@ -169,12 +175,12 @@ def _settings(root: Verb, files: list[ConfigFile]) -> list[Any]:
         for option in _settable(leaf):
             own = setting(option, leaf.path)
             base = common.get(option.name)
-            if base is None or (base.value, base.origin) != (own.value, own.origin):
+            if base is None or {**base, "name": own["name"]} != own:
                 result.append(own)
     return result
 
 
-def _effective(option: Parameter, set_in_files: dict[str, Given]) -> tuple[Any, str]:
+def _effective(option: "Parameter", set_in_files: dict[str, Given]) -> tuple[Any, str]:
     for variable in option.env:
         if text := os.environ.get(variable):
             return _from_environment(option, variable, text), f"environment: {variable}"
@@ -188,7 +194,7 @@ def _effective(option: Parameter, set_in_files: dict[str, Given]) -> tuple[Any, 
     return ([str(item) for item in default] if isinstance(default, list | tuple) else str(default)), "default"
 
 
-def _from_environment(option: Parameter, variable: str, text: str) -> Value:
+def _from_environment(option: "Parameter", variable: str, text: str) -> Value:
     try:
         words = option.source.type.split_envvar_value(text) if option.source.multiple else text
         value = option.source.type_cast_value(None, words)

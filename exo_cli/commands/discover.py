@@ -20,10 +20,11 @@ from exo_cli.commands.session import Session, verb
 from exo_cli.errors import Exit, TryAgain, UsageProblem
 
 if TYPE_CHECKING:
+    import asyncio
+
     from exo_cli.cluster.interfaces import Choice
     from exo_cli.cluster.lookout import Lookout
     from exo_cli.cluster.membership import Change
-    from exo_cli.output import Output
     from exo_cli.schemas.topology import Topology
     from exo_cli.trust.keyring import KeyringSource
 
@@ -36,18 +37,25 @@ def register(app: typer.Typer) -> None:
 def discover(
     session: Session,
     for_: Annotated[
-        str, typer.Option("--for", envvar="EXO_FOR", metavar="TIME", help="How long to listen before measuring.")
+        str,
+        typer.Option("--for", envvar="EXO_FOR", metavar="TIME", help="How long to listen before measuring."),
     ] = "3s",
     wait: Annotated[
-        str | None, typer.Option("--wait", metavar="nodes=N", help="Wait until so many nodes are ready, then measure.")
+        str | None,
+        typer.Option("--wait", metavar="nodes=N", help="Wait until so many nodes are ready, then measure."),
     ] = None,
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="TIME", help="How long --wait may take; then exit 75.")
     ] = "60s",
-    watch: Annotated[bool, typer.Option("--watch", help="Stay, and show what changes; Ctrl-C ends it.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Say why a node is not seen, and what to do.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay, and show what changes; Ctrl-C ends it.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why a node is not seen, and what to do.")
+    ] = False,
     announce: Annotated[
-        bool, typer.Option("--announce", help="Also announce this machine, without taking work; Ctrl-C ends it.")
+        bool,
+        typer.Option("--announce", help="Also announce this machine, without taking work; Ctrl-C ends it."),
     ] = False,
     peer: PeerOption = None,
     interface: InterfaceOption = None,
@@ -57,7 +65,9 @@ def discover(
     ] = "table",
     measure: Annotated[
         Literal["auto", "always", "never"],
-        typer.Option("--measure", help="Measure links: those without a figure of the last 10 minutes, all, or none."),
+        typer.Option(
+            "--measure", help="Measure links: those without a figure of the last 10 minutes, all, or none."
+        ),
     ] = "auto",
     name: NameOption = None,
     listen: ListenOption = None,
@@ -91,8 +101,11 @@ def discover(
         raise UsageProblem("--wait ends by itself; it does not go with --watch or --announce")
     if not announce and (name is not None or listen is not None):
         raise UsageProblem("--name and --listen say how this machine is announced; they need --announce")
-    if format_ == "svg" and (output.json or explain or announce):
-        raise UsageProblem("--format svg is a picture of the topology; it goes with none of --json, --explain, --announce")
+    if format_ == "svg" and (output.json or explain or announce or watch):
+        raise UsageProblem(
+            "--format svg is one picture of the topology",
+            hint="It goes with none of --json, --explain, --announce and --watch.",
+        )
     choice = Choice(tuple(interface or ()), tuple(no_interface or ()))
     check_choice(choice)
     source = KeyringSource(insecure)
@@ -203,9 +216,9 @@ class _Run:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, stop.set)
-        from exo_cli.commands.discover_watch import Screen
+        from exo_cli.commands.discover_view import Screen
 
-        with Screen(self._output, self._format) as screen:
+        with Screen(self._output) as screen:
             lookout = Lookout(
                 self._options, self._source, on_change=screen.change, on_topology=screen.topology
             )
@@ -218,11 +231,10 @@ class _Run:
                         await self._until(stop, lookout)
         return Exit.OK
 
-    async def _until(self, stop: "object", lookout: "Lookout") -> None:
+    async def _until(self, stop: "asyncio.Event", lookout: "Lookout") -> None:
         """Measure what has no figure, unless we are told to stop."""
         import asyncio
 
-        assert isinstance(stop, asyncio.Event)
         measuring = asyncio.create_task(lookout.survey.measure())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({measuring, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -242,13 +254,15 @@ class _Run:
         await lookout.survey.measure(fresh=self._measure == "always", on_progress=progress)
 
     def _show(self, topology: "Topology") -> None:
+        from exo_cli.commands.discover_view import picture, table
+
         output = self._output
         if output.json:
             from exo_cli.cluster.topology_file import encode
 
             output.write(encode(topology).decode())
         elif self._format == "svg":
-            output.write(_picture(topology))
+            output.write(picture(topology))
         elif output.quiet:
             for node in topology.nodes:
                 if node.state == "ready":
@@ -269,38 +283,14 @@ class _Run:
             output.warning(f"two nodes have the id {change.peer.node_id} ({change.peer.name})")
         if lookout.station.strangers:
             machines = {stranger.address for stranger in lookout.station.strangers}
-            output.note(f"{len(machines)} machines with another key were heard; exo discover --explain names them")
+            output.note(
+                f"{len(machines)} machines with another key were heard; exo discover --explain names them"
+            )
         if lookout.source.current().kind == "local":
             output.hint("only this machine was looked at; exo key new makes a cluster of several")
 
     def _detail(self, change: "Change") -> None:
         self._output.detail(f"{change.peer.name}: {change.what}")
-
-
-def _picture(topology: "Topology") -> str:
-    import time
-
-    from exo_cli.views.topology_svg import svg
-
-    return svg(topology, now_unix_ms=time.time_ns() // 1_000_000)
-
-
-def table(output: "Output", topology: "Topology", width: int) -> "object":
-    """The topology as a person looks at it."""
-    import time
-
-    from exo_cli.cluster.advice import advise
-    from exo_cli.cluster.facts import host_id
-    from exo_cli.views.topology_table import render
-
-    return render(
-        topology,
-        width=width,
-        unicode=output.unicode,
-        now_unix_ms=time.time_ns() // 1_000_000,
-        self_host=host_id(),
-        advice=advise(topology),
-    )
 
 
 def _announce(

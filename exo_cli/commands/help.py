@@ -4,14 +4,16 @@ The table of exit codes is `errors.MEANINGS`; the variables are the options' own
 ones below. Knows nothing of man pages, which are made from the same two.
 """
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from exo_cli.commands.session import Session, verb
-from exo_cli.commands.tree import Verb, tree
 from exo_cli.commands.usage import did_you_mean
 from exo_cli.errors import MEANINGS, UsageProblem
+
+if TYPE_CHECKING:
+    from exo_cli.commands.tree import Verb
 
 TOPICS = {
     "environment": "the environment variables that exo reads",
@@ -50,6 +52,8 @@ def register(app: typer.Typer) -> None:
           exo help exit-codes
           exo help discover
         """
+        from exo_cli.commands.tree import tree
+
         command = typer.main.get_command(app)
         topic = " ".join(words or ())
         if not topic:
@@ -62,7 +66,7 @@ def register(app: typer.Typer) -> None:
             _verb_help(session, command, words or [])
 
 
-def environment(root: Verb) -> list[tuple[str, str]]:
+def environment(root: "Verb") -> list[tuple[str, str]]:
     """Every variable that is read and what it does, by name."""
     meanings = dict(FIXED_VARIABLES)
     leaves = list(root.leaves())
@@ -76,7 +80,7 @@ def environment(root: Verb) -> list[tuple[str, str]]:
     return sorted(meanings.items())
 
 
-def _list_topics(session: Session, root: Verb) -> None:
+def _list_topics(session: Session, root: "Verb") -> None:
     verbs = {item.name: item.summary.rstrip(".") for item in root.leaves()}
     topics = {**verbs, **TOPICS}
     if session.output.json:
@@ -105,7 +109,7 @@ def _name(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def _environment(session: Session, root: Verb) -> None:
+def _environment(session: Session, root: "Verb") -> None:
     variables = environment(root)
     if session.output.json:
         from exo_cli.schemas.reference import Environment, Variable

@@ -19,13 +19,19 @@ PeerOption = Annotated[
 InterfaceOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--interface", envvar="EXO_INTERFACE", metavar="NAME", help="Use only this interface (en5, eth*). Repeatable."
+        "--interface",
+        envvar="EXO_INTERFACE",
+        metavar="NAME",
+        help="Use only this interface (en5, eth*). Repeatable.",
     ),
 ]
 NoInterfaceOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--no-interface", envvar="EXO_NO_INTERFACE", metavar="NAME", help="Never use this interface. Repeatable."
+        "--no-interface",
+        envvar="EXO_NO_INTERFACE",
+        metavar="NAME",
+        help="Never use this interface. Repeatable.",
     ),
 ]
 InsecureFlag = Annotated[
@@ -37,12 +43,18 @@ InsecureFlag = Annotated[
     ),
 ]
 NameOption = Annotated[
-    str | None, typer.Option("--name", envvar="EXO_NAME", metavar="NAME", help="This node's name; the host's if not given.")
+    str | None,
+    typer.Option(
+        "--name", envvar="EXO_NAME", metavar="NAME", help="This node's name; the host's if not given."
+    ),
 ]
 ListenOption = Annotated[
     str | None,
     typer.Option(
-        "--listen", envvar="EXO_LISTEN", metavar="HOST:PORT", help="Where to listen; port 52416 or the next free one."
+        "--listen",
+        envvar="EXO_LISTEN",
+        metavar="HOST:PORT",
+        help="Where to listen; port 52416 or the next free one.",
     ),
 ]
 
@@ -58,6 +70,6 @@ def seconds(text: str, option: str) -> float:
 
 
 INSECURE_WARNING = (
-    "--insecure: the key is published, so anybody on this network can run, stop and read everything in this cluster; "
-    "exo key new makes it private"
+    "--insecure: the key is published, so anybody on this network can run, stop and read "
+    "everything in this cluster; exo key new makes it private"
 )

@@ -31,7 +31,9 @@ def serve_shard(
     no_interface: NoInterfaceOption = None,
     ready_file: Annotated[
         Path | None,
-        typer.Option("--ready-file", metavar="PATH", help="Written when the node accepts work, removed when it ends."),
+        typer.Option(
+            "--ready-file", metavar="PATH", help="Written when the node accepts work, removed when it ends."
+        ),
     ] = None,
     insecure: InsecureFlag = False,
 ) -> int:
@@ -81,7 +83,9 @@ def serve_shard(
             whom = f"cluster {ring.primary.fingerprint}"
         output.note(f"node {event.name} listens on {event.endpoint} ({whom})")
 
-    stopped, code = asyncio.run(serve(options, source, on_ready=ready, ready_file=ready_file, warn=output.warning))
+    stopped, code = asyncio.run(
+        serve(options, source, on_ready=ready, ready_file=ready_file, warn=output.warning)
+    )
     if output.json:
         output.line(line(StoppedLine(reason=stopped.name)))
     output.note(f"stopped by {stopped.name}")

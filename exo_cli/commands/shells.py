@@ -11,8 +11,13 @@ from typing import Literal
 from exo_cli.commands.help import TOPICS
 from exo_cli.commands.tree import Parameter, Verb
 
-# What the place-holder of an option or argument says about its values.
-_DYNAMIC = {"NODE": "nodes", "INTERFACE": "interfaces"}
+# What the name or the place-holder of an option or argument says about its values.
+_DYNAMIC = {
+    "NODE": "nodes",
+    "INTERFACE": "interfaces",
+    "interface": "interfaces",
+    "no-interface": "interfaces",
+}
 _FILES = {"FILE": "files", "PATH": "files", "DIR": "directories"}
 _NOTE = "made by completions/generate.py from the verbs and options there are; do not edit"
 
@@ -38,8 +43,8 @@ def _values(root: Verb, parameter: Parameter) -> Values:
     if metavar in ("TOPIC", "VERB"):
         verbs = tuple(verb.path[0] for verb in root.verbs)
         return Values("words", (*verbs, *TOPICS) if metavar == "TOPIC" else verbs)
-    if metavar in _DYNAMIC:
-        return Values("dynamic", (_DYNAMIC[metavar],))
+    if kind := _DYNAMIC.get(metavar) or _DYNAMIC.get(parameter.long):
+        return Values("dynamic", (kind,))
     if metavar in _FILES:
         return Values("directories" if _FILES[metavar] == "directories" else "files")
     return Values("free")

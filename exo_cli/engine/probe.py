@@ -6,6 +6,7 @@ broken driver does to it. Knows nothing of models.
 
 import json
 import sys
+from importlib import metadata
 from typing import Any
 
 
@@ -28,7 +29,7 @@ def report() -> dict[str, Any]:
         "device": str(info.get("device_name", "")),
         "limit_bytes": int(limit) if limit else None,
         "free_bytes": int(info["free_memory"]) if on_gpu and "free_memory" in info else None,
-        "mlx": mx.__version__,
+        "mlx": metadata.version("mlx"),
         "error": None,
     }
 

@@ -10,13 +10,13 @@ import msgspec
 from exo_cli.schemas.topology import Record, Topology
 
 
-class Event(Record, kw_only=True, tag_field="type"):
+class Event(Record, frozen=True, kw_only=True, tag_field="type"):
     """One line of output for a program to read."""
 
     schema: ClassVar[str]
 
 
-class ErrorLine(Event, tag="error", kw_only=True):
+class ErrorLine(Event, tag="error", frozen=True, kw_only=True):
     """Why a verb failed; written to standard error, last."""
 
     schema: ClassVar[str] = "exo.error/1"
@@ -26,7 +26,7 @@ class ErrorLine(Event, tag="error", kw_only=True):
     exit: int
 
 
-class TokenLine(Event, tag="token", kw_only=True):
+class TokenLine(Event, tag="token", frozen=True, kw_only=True):
     """One generated token; the joined texts are the printed text."""
 
     schema: ClassVar[str] = "exo.run/1"
@@ -35,7 +35,7 @@ class TokenLine(Event, tag="token", kw_only=True):
     logprob: float | None = None
 
 
-class RunSummary(Event, tag="summary", kw_only=True):
+class RunSummary(Event, tag="summary", frozen=True, kw_only=True):
     """The last line of a generation."""
 
     schema: ClassVar[str] = "exo.run/1"
@@ -47,14 +47,14 @@ class RunSummary(Event, tag="summary", kw_only=True):
     decode_tokens_per_s: float | None
 
 
-class TopologyLine(Event, tag="topology", kw_only=True):
+class TopologyLine(Event, tag="topology", frozen=True, kw_only=True):
     """`discover --watch --json`: the file as it stands now."""
 
     schema: ClassVar[str] = "exo.discover/1"
     topology: Topology
 
 
-class NodeLine(Event, tag="node", kw_only=True):
+class NodeLine(Event, tag="node", frozen=True, kw_only=True):
     """`discover --watch --json`: what happened to one node."""
 
     schema: ClassVar[str] = "exo.discover/1"
@@ -63,7 +63,7 @@ class NodeLine(Event, tag="node", kw_only=True):
     name: str
 
 
-class ReadyLine(Event, tag="ready", kw_only=True):
+class ReadyLine(Event, tag="ready", frozen=True, kw_only=True):
     """A serving verb accepts work from now on."""
 
     schema: ClassVar[str] = "exo.serve-shard/1"
@@ -73,7 +73,7 @@ class ReadyLine(Event, tag="ready", kw_only=True):
     pid: int
 
 
-class StoppedLine(Event, tag="stopped", kw_only=True):
+class StoppedLine(Event, tag="stopped", frozen=True, kw_only=True):
     schema: ClassVar[str] = "exo.serve-shard/1"
     reason: str
 

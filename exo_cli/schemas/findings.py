@@ -12,7 +12,7 @@ from exo_cli.schemas.topology import Record
 Level = Literal["ok", "warning", "failure", "info"]
 
 
-class Finding(Record, kw_only=True):
+class Finding(Record, frozen=True, kw_only=True):
     id: str
     level: Level
     about: str
@@ -26,7 +26,7 @@ class Finding(Record, kw_only=True):
     source: str | None = None
 
 
-class InterfaceCount(Record, kw_only=True):
+class InterfaceCount(Record, frozen=True, kw_only=True):
     """Datagrams of one interface in this run; `dropped` maps a reason to a count."""
 
     interface: str
@@ -39,7 +39,7 @@ class InterfaceCount(Record, kw_only=True):
     dropped: dict[str, int]
 
 
-class Stranger(Record, kw_only=True):
+class Stranger(Record, frozen=True, kw_only=True):
     """Somebody who speaks our beacon format and is not of this cluster. Nothing here is proven."""
 
     address: str
@@ -49,7 +49,7 @@ class Stranger(Record, kw_only=True):
     packets: int
 
 
-class Explanation(Event, tag="explanation", kw_only=True):
+class Explanation(Event, tag="explanation", frozen=True, kw_only=True):
     """`discover --explain --json`."""
 
     schema: ClassVar[str] = "exo.explain/1"

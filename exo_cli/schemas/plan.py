@@ -10,7 +10,7 @@ from exo_cli.schemas.topology import Record
 SCHEMA = "exo.plan/1"
 
 
-class ModelRef(Record, kw_only=True):
+class ModelRef(Record, frozen=True, kw_only=True):
     """A model, named by digest: sha256 over config.json and the safetensors headers."""
 
     name: str
@@ -18,7 +18,7 @@ class ModelRef(Record, kw_only=True):
     digest: str
 
 
-class RankMemory(Record, kw_only=True):
+class RankMemory(Record, frozen=True, kw_only=True):
     """Where a rank's bytes go, item by item, and what it may use."""
 
     weights_bytes: int
@@ -28,7 +28,7 @@ class RankMemory(Record, kw_only=True):
     limit_bytes: int
 
 
-class Rank(Record, kw_only=True):
+class Rank(Record, frozen=True, kw_only=True):
     """One member of a tensor-parallel group; a stage without tensor parallelism has one."""
 
     node: str
@@ -36,20 +36,20 @@ class Rank(Record, kw_only=True):
     memory: RankMemory
 
 
-class PlannedStage(Record, kw_only=True):
+class PlannedStage(Record, frozen=True, kw_only=True):
     """A contiguous range of layers, first included, last excluded."""
 
     layers: tuple[int, int]
     ranks: tuple[Rank, ...]
 
 
-class Replica(Record, kw_only=True):
+class Replica(Record, frozen=True, kw_only=True):
     """One complete chain."""
 
     stages: tuple[PlannedStage, ...]
 
 
-class StageForecast(Record, kw_only=True):
+class StageForecast(Record, frozen=True, kw_only=True):
     """Where a token's time should go on one stage."""
 
     compute_ms: float
@@ -57,14 +57,14 @@ class StageForecast(Record, kw_only=True):
     wait_ms: float
 
 
-class Forecast(Record, kw_only=True):
+class Forecast(Record, frozen=True, kw_only=True):
     ttft_ms: float
     decode_tokens_per_s: float
     total_tokens_per_s: float
     stages: tuple[StageForecast, ...] = ()
 
 
-class Plan(Record, kw_only=True):
+class Plan(Record, frozen=True, kw_only=True):
     """The whole file. The same inputs give the same bytes."""
 
     schema: str = SCHEMA

@@ -23,7 +23,7 @@ class Record(Struct, frozen=True):
     """A value in a file. Unknown keys are accepted: keys are only ever added within a version."""
 
 
-class Address(Record, kw_only=True):
+class Address(Record, frozen=True, kw_only=True):
     """One address at which a node can be reached."""
 
     interface: str
@@ -31,7 +31,7 @@ class Address(Record, kw_only=True):
     ip: str
 
 
-class Memory(Record, kw_only=True):
+class Memory(Record, frozen=True, kw_only=True):
     """DESIGN's three numbers; plans use the smallest."""
 
     ram_bytes: int
@@ -39,7 +39,7 @@ class Memory(Record, kw_only=True):
     free_bytes: int
 
 
-class Rate(Record, kw_only=True):
+class Rate(Record, frozen=True, kw_only=True):
     """How fast a node computes with weights of one format, measured with the real kernels."""
 
     format: str
@@ -48,7 +48,7 @@ class Rate(Record, kw_only=True):
     measured_unix_ms: int
 
 
-class LoadedStage(Record, kw_only=True):
+class LoadedStage(Record, frozen=True, kw_only=True):
     """A stage that a node holds."""
 
     model: str
@@ -57,7 +57,7 @@ class LoadedStage(Record, kw_only=True):
     kv_free_bytes: int | None = None
 
 
-class Node(Record, kw_only=True):
+class Node(Record, frozen=True, kw_only=True):
     """One running `serve-shard` (or `discover --announce`). A machine may run several."""
 
     id: str
@@ -84,7 +84,7 @@ class Node(Record, kw_only=True):
     seen_unix_ms: int
 
 
-class Link(Record, kw_only=True):
+class Link(Record, frozen=True, kw_only=True):
     """The measured way from one node to another, in that direction, over the best address."""
 
     from_: str = field(name="from")
@@ -104,7 +104,7 @@ class Link(Record, kw_only=True):
     measured_unix_ms: int
 
 
-class Topology(Record, kw_only=True):
+class Topology(Record, frozen=True, kw_only=True):
     """The whole file."""
 
     schema: str = SCHEMA

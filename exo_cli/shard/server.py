@@ -1,6 +1,7 @@
 """serve-shard's process: a node that takes work, until a signal. Never imports MLX."""
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,7 @@ def double_id(change: Change) -> str:
     peer = change.peer
     places = ", ".join(peer.ips()) or "another process"
     return (
-        f"two nodes have the id {peer.node_id[:8]}… ({peer.name}, at {places}): a state directory was copied; "
+        f"two nodes have the id {peer.node_id} ({peer.name}, at {places}): a state directory was copied; "
         f"on one of them remove nodes/{peer.name} below the exo state directory and start it again"
     )
 
@@ -52,13 +53,11 @@ async def _watch_key(source: KeyringSource, stop: asyncio.Event, warn: Callable[
     """Say it when the key file cannot be used, or when a key appears that this node cannot use yet."""
     kind, said = source.current().kind, ""
     while not stop.is_set():
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), KEY_CHECK_S)
-        except TimeoutError:
-            pass
-        text = ""
-        if source.current().kind != kind:
-            text = f"the cluster key changed from {kind} to {source.current().kind}: start serve-shard again to use it"
+        text, now = "", source.current().kind
+        if now != kind:
+            text = f"the cluster key changed from {kind} to {now}: start serve-shard again to use it"
         elif source.problem is not None:
             text = f"{source.problem.message}; the key read before stays in use"
         if text and text != said:

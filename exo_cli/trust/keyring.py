@@ -127,4 +127,4 @@ def _stamp_of(path: Path) -> tuple[int, ...]:
     except OSError as error:
         return (error.errno or 0,)
     # The change time as well: a chmod leaves the rest as it was.
-    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode)
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

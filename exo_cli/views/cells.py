@@ -11,7 +11,7 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Group
 from rich.text import Text
 
-from exo_cli.output import visible
+from exo_cli.plain import visible
 
 Piece = str | tuple[str, str]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from rich.console import RenderableType
 from rich.text import Text
 
-from exo_cli.output import visible
+from exo_cli.plain import visible
 from exo_cli.schemas.findings import Explanation, Finding, InterfaceCount, Level
 from exo_cli.views.cells import Look, Piece, stack, widest
 from exo_cli.views.figures import plural

@@ -5,7 +5,7 @@ Every text is ASCII except the sign for micro, and of bounded length whatever th
 
 import math
 
-from exo_cli.output import duration_text
+from exo_cli.plain import duration_text
 
 GIB = 2**30
 

@@ -8,7 +8,7 @@ nothing of files or terminals.
 from collections.abc import Sequence
 
 from exo_cli.cluster.advice import names
-from exo_cli.output import visible
+from exo_cli.plain import visible
 from exo_cli.schemas.topology import Link, LoadedStage, Node, Topology
 from exo_cli.views.overview import ordered
 

@@ -19,6 +19,7 @@ from exo_cli.errors import ExoError, NotAuthorised, Unavailable
 from exo_cli.trust.authority import issue_leaf
 from exo_cli.trust.keyring import INSECURE, ClusterKey, Keyring, KeyringSource
 from exo_cli.trust.private import refuse_public
+from exo_cli.wire import frames
 from exo_cli.wire.reach import Examination, Reach, examine
 
 __all__ = [
@@ -32,7 +33,8 @@ __all__ = [
     "server_credentials",
 ]
 
-MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
+# A frame, and the envelope around it.
+MAX_MESSAGE_BYTES: Final = frames.MAX_MESSAGE_BYTES + 64 * 1024
 
 Options = tuple[tuple[str, int], ...]
 
@@ -110,9 +112,6 @@ async def dial(
     try:
         async with asyncio.timeout_at(deadline):
             addresses = await _addresses(host)
-            if keyring.kind == "insecure":
-                for address in addresses:
-                    refuse_public(address)
             while True:
                 for index, address in enumerate(addresses):
                     # One address that swallows packets must not use up the time of the others.

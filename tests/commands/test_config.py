@@ -92,8 +92,14 @@ def test_every_kind_of_value() -> None:
     text += 'peer = ["a", "b c"]\nwatch = true\nverbose = 2\n'
     seen = call("discover", text)
     assert seen == {
-        "for_": 5.0, "count": 2, "ratio": 1.0, "shape": "svg", "peer": ["a", "b c"], "watch": True,
-        "json": False, "verbose": 2,
+        "for_": 5.0,
+        "count": 2,
+        "ratio": 1.0,
+        "shape": "svg",
+        "peer": ["a", "b c"],
+        "watch": True,
+        "json": False,
+        "verbose": 2,
     }
 
 

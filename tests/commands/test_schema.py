@@ -65,7 +65,7 @@ def test_one_schema_means_one_thing() -> None:
     by_key: dict[tuple[str | None, Any], str] = {}
     for name in registry.names():
         for struct in registry.structs(name):
-            key = (registry.schema_name(struct), msgspec.inspect.type_info(struct).tag)
+            key = (registry.schema_name(struct), struct.__struct_config__.tag)
             assert by_key.setdefault(key, struct.__name__) == struct.__name__
 
 

@@ -21,7 +21,9 @@ def names(topology: dict[str, object]) -> dict[str, str]:
 def test_a_cluster_is_found_a_stranger_is_kept_out_and_the_dead_are_reported(lab: Lab) -> None:
     lan, far = lab.bridge("lan"), lab.bridge("far")
     lab.router("rt", {lan: "10.77.1.1/24", far: "10.77.2.1/24"})
-    a, b, c = (lab.host(name, lan, f"10.77.1.{10 + i}/24", gateway="10.77.1.1") for i, name in enumerate("abc"))
+    a, b, c = (
+        lab.host(name, lan, f"10.77.1.{10 + i}/24", gateway="10.77.1.1") for i, name in enumerate("abc")
+    )
     d = lab.host("d", far, "10.77.2.10/24", gateway="10.77.2.1")
     stranger = lab.host("s", lan, "10.77.1.66/24")
     lab.key(a, b, c, d)

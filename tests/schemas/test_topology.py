@@ -41,7 +41,8 @@ def test_the_keys_are_the_designs_in_its_order() -> None:
     assert document["schema"] == "exo.topology/1"
     first = document["nodes"][0]
     assert _in_order(
-        "id name state endpoint boot seq version addresses os chip cores backend memory rates stages seen_unix_ms",
+        "id name state endpoint boot seq version addresses os chip cores backend memory rates stages"
+        " seen_unix_ms",
         first,
     )
     assert list(first["addresses"][0]) == ["interface", "kind", "ip"]

@@ -154,12 +154,30 @@ class Lab:
         """A cable from a namespace to a switch."""
         self._count += 1
         port = f"p{self._count}"
-        run("ip", "link", "add", f"{self._tag}{port}", "type", "veth", "peer", "name", interface, "netns", namespace)
+        run(
+            "ip",
+            "link",
+            "add",
+            f"{self._tag}{port}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            interface,
+            "netns",
+            namespace,
+        )
         run("ip", "link", "set", f"{self._tag}{port}", "netns", bridge, "name", port)
         run("ip", "-n", bridge, "link", "set", port, "master", "br0", "up")
         # No duplicate address detection: an address is usable at once.
         run(
-            "ip", "netns", "exec", namespace, "sh", "-c", f"echo 0 > /proc/sys/net/ipv6/conf/{interface}/accept_dad"
+            "ip",
+            "netns",
+            "exec",
+            namespace,
+            "sh",
+            "-c",
+            f"echo 0 > /proc/sys/net/ipv6/conf/{interface}/accept_dad",
         )
         run("ip", "-n", namespace, "link", "set", interface, "up")
         if address is not None:
@@ -215,7 +233,9 @@ class Lab:
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
 
 
-def wait_until(true: Callable[[], bool], seconds: float, why: Callable[[], str] = lambda: "it did not happen") -> None:
+def wait_until(
+    true: Callable[[], bool], seconds: float, why: Callable[[], str] = lambda: "it did not happen"
+) -> None:
     """Wait for something that other processes do."""
     until = time.monotonic() + seconds
     while not true():

@@ -97,7 +97,7 @@ explanations = st.builds(
 @settings(max_examples=60, deadline=None)
 @given(explanations, st.sampled_from([30, 80, 120]), st.booleans())
 def test_any_explanation_is_shown_harmlessly(explanation: Explanation, width: int, unicode: bool) -> None:
-    text = shown(view.render(explanation, unicode=unicode, width=width), width)
+    text = shown(view.render(explanation, unicode=unicode, width=width), width + 200)
     assert all(character == "\n" or character.isprintable() for character in text)
     assert all(cell_len(line) <= width for line in text.split("\n"))
     assert unicode or text.isascii()

@@ -27,7 +27,8 @@ def draw(
         self_host=here,
         advice=advise(topology),
     )
-    return shown(table, width, color=color)
+    # The terminal is wider than the table was told, so that it cuts nothing off itself.
+    return shown(table, width + 200, color=color)
 
 
 def golden(text: str) -> str:

@@ -346,6 +346,26 @@ def test_a_known_fingerprint_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> 
     asyncio.run(main())
 
 
+def test_a_member_met_at_a_bad_moment_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exo_cli.wire import channels
+
+    real = channels._first_ready
+    attempts: list[str] = []
+
+    async def fails_once(target: str, *rest: Any) -> grpc.aio.Channel | None:
+        attempts.append(target)
+        return None if len(attempts) == 1 else await real(target, *rest)
+
+    monkeypatch.setattr(channels, "_first_ready", fails_once)
+
+    async def main() -> None:
+        async with serving(source_of(OLD)) as port:
+            await dialled(port, ring(OLD))
+            assert len(attempts) == 2
+
+    asyncio.run(main())
+
+
 def test_a_running_server_follows_its_key_file() -> None:
     path = config.cluster_key_path()
 
@@ -479,36 +499,39 @@ def test_unix_sockets(tmp_path: Path) -> None:
 
 def test_messages_are_bounded_on_both_sides() -> None:
     async def main() -> None:
-        # The server is made to accept more, and the client to send more: the other side still refuses.
-        wide = with_option(
-            with_option(SERVER_OPTIONS, "grpc.max_receive_message_length", -1),
-            "grpc.max_send_message_length",
-            -1,
-        )
         leaf = issue_leaf(OLD)
         credentials = grpc.ssl_channel_credentials(leaf.authority_pem, leaf.key_pem, leaf.certificate_pem)
+        options = with_option(CHANNEL_OPTIONS, "grpc.max_send_message_length", -1)
+        options.append(("grpc.ssl_target_name_override", leaf.name))
+
+        def loose_channel(port: int) -> grpc.aio.Channel:
+            return grpc.aio.secure_channel(f"{HERE}:{port}", credentials, options)
+
         async with serving(source_of(OLD)) as port:
             channel = open_channel(f"{HERE}:{port}", ring(OLD))
-            just = b"x" * MAX_MESSAGE_BYTES
-            assert len(await echo(channel, just)) == MAX_MESSAGE_BYTES
-            await _too_large(channel)
+            assert len(await echo(channel, b"x" * MAX_MESSAGE_BYTES)) == MAX_MESSAGE_BYTES
+            assert "CLIENT: Sent message larger" in await _too_large(channel)
             await channel.close()
-            options = [*with_option(CHANNEL_OPTIONS, "grpc.max_send_message_length", -1)]
-            options.append(("grpc.ssl_target_name_override", leaf.name))
-            async with grpc.aio.secure_channel(f"{HERE}:{port}", credentials, options) as loose:
-                await _too_large(loose)
-        async with serving(source_of(OLD), options=wide) as port:
-            channel = open_channel(f"{HERE}:{port}", ring(OLD))
-            await _too_large(channel)
-            await channel.close()
+            # A client that does not bound what it sends is stopped by the server.
+            async with loose_channel(port) as loose:
+                assert "SERVER: Received message larger" in await _too_large(loose)
+        wide = with_option(SERVER_OPTIONS, "grpc.max_receive_message_length", -1)
+        async with serving(source_of(OLD), options=wide) as port, loose_channel(port) as loose:
+            assert "SERVER: Sent message larger" in await _too_large(loose)
+        # And a client bounds what a loose server sends.
+        wide = with_option(wide, "grpc.max_send_message_length", -1)
+        async with serving(source_of(OLD), options=wide) as port, loose_channel(port) as loose:
+            assert "CLIENT: Received message larger" in await _too_large(loose)
 
     asyncio.run(main())
 
 
-async def _too_large(channel: grpc.aio.Channel) -> None:
+async def _too_large(channel: grpc.aio.Channel) -> str:
+    """Who refuses a message over the bound, and at which point."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await echo(channel, b"x" * (MAX_MESSAGE_BYTES + 1))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return caught.value.details() or ""
 
 
 def test_the_keepalive_settings_fit_each_other() -> None:
