@@ -33,6 +33,8 @@ PROBE_EVERY_S = 30.0
 NONCE_LIFE_S = 10.0
 MAX_NONCES = 1024
 MAX_RELAYS = 256
+MAX_ASKERS = 64
+ASKER_LIFE_S = 10.0
 MAX_STRANGERS = 64
 MAX_SIBLINGS = 16
 
@@ -96,6 +98,7 @@ class Station:
         self._seq = time.time_ns() // 1_000_000 if voice.role is Role.WATCHER else 0
         self._guard = ReplayGuard()
         self._asked: OrderedDict[bytes, _Asked] = OrderedDict()
+        self._askers: OrderedDict[tuple[str, int], float] = OrderedDict()
         self._relays: OrderedDict[bytes, _Relay] = OrderedDict()
         self._strangers: OrderedDict[tuple[str, str, str], Stranger] = OrderedDict()
         self._contested = False
@@ -185,7 +188,9 @@ class Station:
         known = {way for peer in self.membership.peers.values() for way in peer.ways()[:1]}
         if self.loopback_only:
             here.add(("127.0.0.1", self._beacon_port))
-        for ip, port in sorted(here | known | set(self._peers)):
+        # A watcher that asked is no peer and may be beyond broadcasts: it hears of a goodbye all the same.
+        askers = set(self._askers) if kind is Kind.LEAVE else set()
+        for ip, port in sorted(here | known | askers | set(self._peers)):
             self._send_to(ip, port, kind)
 
     def _send_to(self, ip: str, port: int, kind: Kind, *, nonce: bytes = beacon.NO_NONCE) -> None:
@@ -252,6 +257,8 @@ class Station:
             self._tell(heard)
         if packet.kind in (Kind.PROBE, Kind.KNOCK, Kind.PASSED) and self.voice.role is not Role.WATCHER:
             self._answer(packet, source)
+            if packet.role is Role.WATCHER:
+                self._remember_asker(source)
         if packet.kind is Kind.KNOCK:
             self._pass_on(packet, source)
         return None
@@ -291,6 +298,13 @@ class Station:
         keys = self._source.current().keys
         index = next((i for i, key in enumerate(keys) if key.fingerprint == packet.fingerprint), 0)
         self.radio.reply(self._packet(Kind.ANSWER, index, packet.nonce), source)
+
+    def _remember_asker(self, source: Source) -> None:
+        now_s = self._clock()
+        self._askers[source.ip, source.port] = now_s
+        self._askers.move_to_end((source.ip, source.port))
+        while len(self._askers) > MAX_ASKERS or now_s - next(iter(self._askers.values())) > ASKER_LIFE_S:
+            self._askers.popitem(last=False)
 
     def _pass_on(self, packet: Packet, source: Source) -> None:
         """A unicast probe reaches one process of a machine: ask the other nodes there, and relay."""
