@@ -30,8 +30,17 @@ else
 endif
 	@touch $(READY)
 
+# Two nodes on this machine, with a state directory of their own; nothing is left behind.
 demo: $(READY)
-	@$(BIN)/python benchmarks/demo.py
+	@set -e; dir=$$(mktemp -d); PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	export PATH XDG_STATE_HOME="$$dir/state" XDG_CONFIG_HOME="$$dir/config"; \
+	exo serve-shard --name left & left=$$!; \
+	exo serve-shard --name right & right=$$!; \
+	trap 'kill $$left $$right 2>/dev/null || true; wait; rm -rf "$$dir"' EXIT; \
+	echo '$$ exo discover --wait nodes=2'; \
+	exo discover --wait nodes=2 --timeout 60s --format table; \
+	echo '$$ exo discover --for 1s | grep ^link'; \
+	exo discover -q --for 1s --format tsv | grep ^link
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not nightly and not net'

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from exo_cli.errors import Misconfigured
 
+PROJECT_FILE = Path("exo.toml")
 Value = str | int | float | bool | list[str]
 
 
@@ -92,7 +93,7 @@ def read_file(path: Path) -> ConfigFile | None:
 
 def read_files() -> list[ConfigFile]:
     """The files that exist, the strongest first."""
-    found = (read_file(path) for path in (Path("exo.toml"), config_dir() / "config.toml"))
+    found = (read_file(path) for path in (PROJECT_FILE, config_dir() / "config.toml"))
     return [file for file in found if file is not None]
 
 

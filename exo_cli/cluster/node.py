@@ -20,7 +20,7 @@ from exo_cli.cluster.service import ControlServer, NodeService
 from exo_cli.cluster.station import Station, Voice
 from exo_cli.cluster.survey import Survey
 from exo_cli.cluster.topology_file import TopologyFile
-from exo_cli.errors import NotAuthorised
+from exo_cli.errors import NotAuthorised, SystemFailure
 from exo_cli.schemas.topology import NodeRole
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.trust.private import is_private, refuse_public
@@ -75,6 +75,7 @@ class NodeHost:
         options = self._options
         self.hosts, wanted_port, fixed = listen_on(options.listen, self._source, options.choice)
         self.port = ports.choose(self.hosts, wanted_port, fixed=fixed)
+        self._port_is_fixed = fixed
         self.identity = claim(options.nodes_dir, options.name)
         try:
             await self._start()
@@ -85,8 +86,7 @@ class NodeHost:
     async def _start(self) -> None:
         options = self._options
         accelerator = await asyncio.to_thread(facts.probe_accelerator)
-        self._server = ControlServer(self._source)
-        self.port = self._server.bind(self.hosts, self.port)
+        self._bind()
         voice = Voice(
             node_id=bytes.fromhex(self.identity.node_id),
             boot=self.identity.boot,
@@ -122,6 +122,19 @@ class NodeHost:
         await self.station.start()
         self.identity.publish(port=self.port, voice_port=self.station.radio.own_port)
         await self._survey.start()
+
+    def _bind(self) -> None:
+        """Listen; where another node took the port since it was chosen, on the next free one."""
+        while True:
+            self._server = ControlServer(self._source)
+            try:
+                self.port = self._server.bind(self.hosts, self.port)
+            except SystemFailure:
+                if self._port_is_fixed or self.port == 0:
+                    raise
+                self.port = ports.choose(self.hosts, self.port + 1, fixed=False)
+            else:
+                return
 
     async def drain(self) -> None:
         """Tell everybody that no new work is taken."""

@@ -18,6 +18,8 @@ from exo_cli.errors import ExoError, Misconfigured
 if TYPE_CHECKING:
     from exo_cli.commands.tree import Parameter, Verb
 
+# What lowers the guard is said by hand or in one's own file, not by whoever made the directory.
+_OWN_HAND = frozenset({"insecure"})
 _HINT = "exo config show lists the settings and their values."
 
 
@@ -91,6 +93,11 @@ def given(root: "Verb", files: list[ConfigFile]) -> dict[tuple[str, ...], dict[s
             if scope is None:
                 raise _unknown_table(root, file, table)
             for name, value in file.tables[table].items():
+                if name in _OWN_HAND and file.path == files_module.PROJECT_FILE:
+                    raise Misconfigured(
+                        f"{file.place(table, name)} cannot be set by the directory one stands in",
+                        hint=f"Give --{name}, or set it in {files_module.config_dir() / 'config.toml'}.",
+                    )
                 users = [(leaf.path, option) for leaf in scope.leaves() for option in _settable(leaf, name)]
                 if not users:
                     raise _unknown_key(root, scope, file, table, name)

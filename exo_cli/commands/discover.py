@@ -61,8 +61,9 @@ def discover(
     interface: InterfaceOption = None,
     no_interface: NoInterfaceOption = None,
     format_: Annotated[
-        Literal["table", "svg"], typer.Option("--format", help="A table, or a picture of the cluster.")
-    ] = "table",
+        Literal["auto", "table", "tsv", "svg"],
+        typer.Option("--format", help="auto is a table on a terminal and tab-separated lines elsewhere."),
+    ] = "auto",
     measure: Annotated[
         Literal["auto", "always", "never"],
         typer.Option(
@@ -263,11 +264,11 @@ class _Run:
             output.write(encode(topology).decode())
         elif self._format == "svg":
             output.write(picture(topology))
-        elif output.quiet:
+        elif output.quiet and self._format == "auto":
             for node in topology.nodes:
                 if node.state == "ready":
                     output.line(node.id)
-        elif output.terminal:
+        elif self._format == "table" or (self._format == "auto" and output.terminal):
             output.draw(table(output, topology, output.console().width))
         else:
             from exo_cli.views.topology_rows import rows

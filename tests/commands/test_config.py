@@ -289,3 +289,22 @@ def test_given_keeps_the_top_level_apart() -> None:
 
 def test_an_error_class_is_what_callers_catch() -> None:
     assert issubclass(Misconfigured, ExoError)
+
+
+@pytest.mark.parametrize("text", ["insecure = true", "[discover]\ninsecure = true"])
+def test_a_directory_cannot_lower_the_guard(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever made the directory one stands in must not choose the published key for one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exo.toml").write_text(text)
+    assert run(["discover", "--for", "1s"]) == 78
+    assert "insecure cannot be set by the directory one stands in" in capsys.readouterr().err
+
+
+def test_ones_own_file_may(clean_environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = clean_environment / ".config/exo/config.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("insecure = true")
+    assert run(["config", "show", "--origin", "--json"]) == 0
+    assert str(own) in capsys.readouterr().out
