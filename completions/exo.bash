@@ -56,7 +56,7 @@ _exo() {
         *:--interface|*:--no-interface) _exo_dynamic interfaces; return ;;
         *:--ready-file|*:--topology|*:--log-file|*:-o|*:--output) _exo_files -f; return ;;
         *:--color|*:--measure) _exo_words auto always never; return ;;
-        *:--format) _exo_words table svg; return ;;
+        *:--format) _exo_words auto table tsv svg; return ;;
     esac
     case "$verb" in
         '') if [[ $cur == -* ]]; then _exo_words -V --version -h --help; else _exo_words serve-shard discover completion schema help key config; fi ;;

@@ -78,7 +78,7 @@ complete -c exo -n '__exo_is "discover"' -l announce -d 'Also announce this mach
 complete -c exo -n '__exo_is "discover"' -l peer -r -d 'Also ask this host: for VPNs, other subnets and containers. Repeatable.'
 complete -c exo -n '__exo_is "discover"' -l interface -r -a '(__exo_dynamic interfaces)' -d 'Use only this interface (en5, eth*). Repeatable.'
 complete -c exo -n '__exo_is "discover"' -l no-interface -r -a '(__exo_dynamic interfaces)' -d 'Never use this interface. Repeatable.'
-complete -c exo -n '__exo_is "discover"' -l format -r -a 'table svg' -d 'A table, or a picture of the cluster.'
+complete -c exo -n '__exo_is "discover"' -l format -r -a 'auto table tsv svg' -d 'auto is a table on a terminal and tab-separated lines elsewhere.'
 complete -c exo -n '__exo_is "discover"' -l measure -r -a 'auto always never' -d 'Measure links: those without a figure of the last 10 minutes, all, or none.'
 complete -c exo -n '__exo_is "discover"' -l name -r -d 'This node\'s name; the host\'s if not given.'
 complete -c exo -n '__exo_is "discover"' -l listen -r -d 'Where to listen; port 52416 or the next free one.'
