@@ -553,8 +553,16 @@ class Sampler(_message.Message):
     grammar: str
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., penalty_window: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., logprobs: _Optional[int] = ..., grammar: _Optional[str] = ...) -> None: ...
 
+class Hop(_message.Message):
+    __slots__ = ("endpoint", "stage_id")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    STAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    endpoint: str
+    stage_id: str
+    def __init__(self, endpoint: _Optional[str] = ..., stage_id: _Optional[str] = ...) -> None: ...
+
 class Open(_message.Message):
-    __slots__ = ("request", "epoch", "prompt", "emitted", "sampler", "max_tokens", "stop_ids", "deadline_ms", "keep_prefix")
+    __slots__ = ("request", "epoch", "prompt", "emitted", "sampler", "max_tokens", "stop_ids", "deadline_ms", "keep_prefix", "route", "hop")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -564,6 +572,8 @@ class Open(_message.Message):
     STOP_IDS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     KEEP_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    HOP_FIELD_NUMBER: _ClassVar[int]
     request: int
     epoch: int
     prompt: _containers.RepeatedScalarFieldContainer[int]
@@ -573,7 +583,9 @@ class Open(_message.Message):
     stop_ids: _containers.RepeatedScalarFieldContainer[int]
     deadline_ms: int
     keep_prefix: bool
-    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., deadline_ms: _Optional[int] = ..., keep_prefix: _Optional[bool] = ...) -> None: ...
+    route: _containers.RepeatedCompositeFieldContainer[Hop]
+    hop: int
+    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., deadline_ms: _Optional[int] = ..., keep_prefix: _Optional[bool] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., hop: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("request", "epoch", "prefix", "kv_bytes")
@@ -646,10 +658,12 @@ class Frame(_message.Message):
     def __init__(self, step: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., tokens: _Optional[_Iterable[int]] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ..., piece: _Optional[int] = ..., pieces: _Optional[int] = ...) -> None: ...
 
 class Tokens(_message.Message):
-    __slots__ = ("rows",)
+    __slots__ = ("rows", "step")
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     rows: _containers.RepeatedCompositeFieldContainer[TokenOut]
-    def __init__(self, rows: _Optional[_Iterable[_Union[TokenOut, _Mapping]]] = ...) -> None: ...
+    step: int
+    def __init__(self, rows: _Optional[_Iterable[_Union[TokenOut, _Mapping]]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class TokenOut(_message.Message):
     __slots__ = ("request", "epoch", "position", "id", "logprob", "top_ids", "top_logprobs")
