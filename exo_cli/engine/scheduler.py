@@ -1,0 +1,141 @@
+"""What stage 0 computes next: policy only, pure, with the time passed in.
+
+Batches are formed here and keep together down the chain. Knows no tensors, no sockets, no models:
+it deals in request numbers, positions and counts.
+
+The rules. A group is about (running requests ÷ stages) rows, so that every stage has one to work on;
+it waits up to the linger for its last rows. No more steps are under way than there are stages. A
+prompt goes in chunks, and between two decode steps of a running request there is at most one chunk of
+anybody's prompt.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+LINGER_S: Final = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request's share of a step: `n` tokens from `position` on."""
+
+    request: int
+    position: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to run now; rows of one chunk, or one row each of several running requests."""
+
+    number: int
+    rows: tuple[Row, ...]
+    chunk: bool
+
+
+@dataclass(slots=True)
+class _Request:
+    prompt: int
+    """How many tokens there are to compute before the first one is sampled."""
+    next: int
+    """The first position that is not computed yet."""
+    running: bool = False
+    chunks_since_step: int = 0
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """The requests of stage 0 and the steps under way."""
+
+    stages: int
+    chunk_tokens: int
+    linger_s: float = LINGER_S
+    _requests: dict[int, _Request] = field(default_factory=dict)
+    _prompts: deque[int] = field(default_factory=deque)
+    _ready: dict[int, float] = field(default_factory=dict)
+    """Running requests whose next token is known, and since when; in order of arrival."""
+    _under_way: dict[int, Step] = field(default_factory=dict)
+    _number: int = 0
+
+    def open(self, request: int, *, prompt: int, prefix: int) -> None:
+        """A request with `prompt` tokens of which `prefix` need not be computed again."""
+        if request in self._requests:
+            raise ValueError(f"request {request} is open already")
+        if not 0 <= prefix < prompt:
+            raise ValueError("at least the prompt's last token has to be computed")
+        self._requests[request] = _Request(prompt=prompt, next=prefix)
+        self._prompts.append(request)
+
+    def token(self, request: int, position: int, now_s: float) -> bool:
+        """The token at `position` was sampled; False if nobody waits for it (cancelled, or a repeat)."""
+        known = self._requests.get(request)
+        if known is None or request in self._ready or position != known.next:
+            return False
+        known.running = True
+        self._ready[request] = now_s
+        return True
+
+    def through(self, step: int) -> None:
+        """A step has left the chain's last stage."""
+        self._under_way.pop(step, None)
+
+    def close(self, request: int) -> None:
+        """Finished or cancelled: it takes part in no further step."""
+        self._requests.pop(request, None)
+        self._ready.pop(request, None)
+        if request in self._prompts:
+            self._prompts.remove(request)
+
+    def next(self, now_s: float) -> Step | float | None:
+        """The step to run now, or the time to ask again, or None: something has to happen first."""
+        if len(self._under_way) >= self.stages:
+            return None
+        running = [known for known in self._requests.values() if known.running]
+        if self._prompts and all(known.chunks_since_step == 0 for known in running):
+            return self._chunk(running)
+        oldest_s = next(iter(self._ready.values()), None)
+        if oldest_s is None:
+            return None
+        group = -(-len(running) // self.stages)
+        if len(self._ready) >= group or now_s >= oldest_s + self.linger_s:
+            return self._decode(group)
+        return oldest_s + self.linger_s
+
+    def _decode(self, group: int) -> Step:
+        rows = []
+        for request in list(self._ready)[:group]:
+            del self._ready[request]
+            known = self._requests[request]
+            known.chunks_since_step = 0
+            rows.append(Row(request, known.next, 1))
+            known.next += 1
+        return self._begin(tuple(rows), chunk=False)
+
+    def _chunk(self, running: list[_Request]) -> Step:
+        request = self._prompts[0]
+        known = self._requests[request]
+        n = min(self.chunk_tokens, known.prompt - known.next)
+        row = Row(request, known.next, n)
+        known.next += n
+        if known.next == known.prompt:
+            self._prompts.popleft()
+        else:
+            # In turns: a short prompt does not wait for all of a long one.
+            self._prompts.rotate(-1)
+        for other in running:
+            other.chunks_since_step += 1
+        return self._begin((row,), chunk=True)
+
+    def _begin(self, rows: tuple[Row, ...], *, chunk: bool) -> Step:
+        self._number += 1
+        step = self._under_way[self._number] = Step(self._number, rows, chunk)
+        return step
+
+    @property
+    def under_way(self) -> int:
+        return len(self._under_way)
+
+    @property
+    def requests(self) -> tuple[int, ...]:
+        return tuple(self._requests)
