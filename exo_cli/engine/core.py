@@ -1,0 +1,385 @@
+"""One stage's part in every request: what a message means, and what is sent because of it.
+
+Messages go in, effects come out; whoever runs a core carries them to where they belong. Everything
+happens on one thread. Arithmetic is `Compute`'s business, so this module knows no tensors, no
+sockets and no clock of its own, and whole chains of cores run in one process in the tests.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, Literal, Protocol, TypeVar
+
+from exo_cli.engine.ledger import DoesNotFitNow, Ledger, StepRefused
+from exo_cli.engine.scheduler import Row, Scheduler, Step
+from exo_cli.errors import BadData, ExoError
+from exo_cli.wire.frames import FrameData, Part, TensorData
+
+Held = TypeVar("Held")
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the last stage chooses; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_window: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A request, as every stage of its chain is told."""
+
+    request: int
+    epoch: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    max_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+    emitted: int = 0
+    keep_prefix: bool = False
+
+    @property
+    def limit(self) -> int:
+        """No position from here on belongs to it."""
+        return len(self.prompt) + self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A sampled token and the position it stands at."""
+
+    request: int
+    epoch: int
+    position: int
+    id: int
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+
+
+# -- effects: what is to be sent, and where to ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDown:
+    open: Open
+
+
+@dataclass(frozen=True, slots=True)
+class FrameDown:
+    frame: FrameData
+
+
+@dataclass(frozen=True, slots=True)
+class CancelDown:
+    request: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedUp:
+    """To the stage before, or from the first stage to the driver."""
+
+    request: int
+    epoch: int
+    prefix: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedUp:
+    request: int
+    epoch: int
+    error: ExoError
+
+
+@dataclass(frozen=True, slots=True)
+class TokensBack:
+    """From the last stage to the first: what to go on with, and which step is through."""
+
+    step: int
+    tokens: tuple[Token, ...]
+    finished: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokensOut:
+    """The driver's copy."""
+
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedOut:
+    request: int
+    epoch: int
+    reason: Finish
+
+
+Effect = OpenDown | FrameDown | CancelDown | OpenedUp | RefusedUp | TokensBack | TokensOut | FinishedOut
+
+
+class Compute(Protocol[Held]):
+    """What a stage does with numbers."""
+
+    def size(self, open: Open) -> int:
+        """Bytes of KV cache that the request may come to need."""
+
+    def begin(self, open: Open) -> tuple[Held, int]:
+        """Caches for a request, and how many of its prompt's tokens are in them already."""
+
+    def rewind(self, held: Held, position: int) -> int:
+        """Forget what stands at `position` and after it; returns where it really starts (0 if it cannot)."""
+
+    def run(
+        self, rows: Sequence[tuple[Held, Row]], tokens: Sequence[int], tensor: TensorData | None
+    ) -> TensorData:
+        """A stage's layers over the rows; not for the last stage."""
+
+    def run_last(
+        self,
+        rows: Sequence[tuple[Held, Row]],
+        tokens: Sequence[int],
+        tensor: TensorData | None,
+        wanted: Sequence[bool],
+    ) -> list[Token | None]:
+        """The last layers and the head; a token for each row that wants one (request and epoch unset)."""
+
+    def end(self, held: Held, ids: Sequence[int] | None) -> None:
+        """Let the caches go; `ids`: what they hold, worth keeping as a prefix."""
+
+
+@dataclass(slots=True)
+class _Request(Generic[Held]):
+    open: Open
+    caches: Held
+    ids: list[int]
+    """The tokens whose positions are known here: the prompt, then what was sampled."""
+    started: bool = False
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The answer to a step, for its repeat."""
+
+    effects: list[Effect]
+
+
+@dataclass(slots=True)
+class StageCore(Generic[Held]):
+    """A stage. `first` and `last` may be the same one."""
+
+    compute: Compute[Held]
+    budget_bytes: int
+    first: bool
+    last: bool
+    scheduler: Scheduler
+    ledger: Ledger[_Request[Held], _Kept] = field(init=False)
+    steps: int = 0
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.budget_bytes)
+
+    # -- opening and closing ---------------------------------------------------------------------
+
+    def open(self, message: Open) -> list[Effect]:
+        """A request comes down the chain: reserve, and ask the next stage."""
+        if not message.prompt or message.max_tokens < 1:
+            error = BadData("a request needs a prompt and room for at least one token")
+            return [RefusedUp(message.request, message.epoch, error)]
+        older = self.ledger.entries.get(message.request)
+        try:
+            self.ledger.open(
+                message.request,
+                message.epoch,
+                start=0,
+                limit=message.limit,
+                size=self.compute.size(message),
+                held=_Request(message, None, list(message.prompt)),  # type: ignore[arg-type]
+            )
+        except (StepRefused, DoesNotFitNow) as error:
+            return [RefusedUp(message.request, message.epoch, error)]
+        if older is not None:
+            self._let_go(message.request, older.held, keep=False)
+        entry = self.ledger.entries[message.request]
+        entry.held.caches, prefix = self.compute.begin(message)
+        # The last token is always computed: its logits are what is wanted.
+        entry.next = min(prefix, len(message.prompt) - 1)
+        if not self.last:
+            return [OpenDown(message)]
+        return self._opened(message.request, message.epoch, entry.next)
+
+    def opened(self, request: int, epoch: int, prefix: int) -> list[Effect]:
+        """The stages below are open; the smallest prefix counts."""
+        entry = self.ledger.entries.get(request)
+        if entry is None or entry.epoch != epoch or entry.held.started:
+            return []
+        return self._opened(request, epoch, min(prefix, entry.next))
+
+    def _opened(self, request: int, epoch: int, prefix: int) -> list[Effect]:
+        if self.first:
+            entry = self.ledger.entries[request]
+            self._start_at(request, prefix)
+            self.scheduler.open(request, prompt=len(entry.held.open.prompt), prefix=entry.next)
+            prefix = entry.next
+        return [OpenedUp(request, epoch, prefix)]
+
+    def _start_at(self, request: int, position: int) -> None:
+        entry = self.ledger.entries[request]
+        if position < entry.next:
+            position = self.compute.rewind(entry.held.caches, position)
+        self.ledger.rewind(request, position)
+        entry.held.started = True
+
+    def refused(self, request: int, epoch: int, error: ExoError) -> list[Effect]:
+        """A stage below said no: release, and tell the one above."""
+        self._close(request, epoch, keep=False)
+        return [RefusedUp(request, epoch, error)]
+
+    def cancel(self, request: int, epoch: int) -> list[Effect]:
+        """The request is over, whatever the reason; its room is free when this returns."""
+        known = self._close(request, epoch, keep=True)
+        return [CancelDown(request, epoch)] if known and not self.last else []
+
+    def _close(self, request: int, epoch: int, *, keep: bool) -> bool:
+        entry = self.ledger.entries.get(request)
+        if entry is None or not self.ledger.close(request, epoch):
+            return False
+        self._let_go(request, entry.held, keep=keep, known=entry.next)
+        return True
+
+    def _let_go(self, request: int, held: "_Request[Held]", *, keep: bool, known: int = 0) -> None:
+        ids = held.ids[:known] if keep and held.open.keep_prefix and len(held.ids) >= known > 0 else None
+        self.compute.end(held.caches, ids)
+        if self.first:
+            self.scheduler.close(request)
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def poll(self, now_s: float) -> list[Effect] | float | None:
+        """At the first stage: run what is due. Effects, or when to ask again, or None."""
+        due = self.scheduler.next(now_s)
+        if not isinstance(due, Step):
+            return due
+        parts, tokens = [], []
+        for row in due.rows:
+            held = self.ledger.entries[row.request].held
+            parts.append(Part(row.request, held.open.epoch, row.position, row.n))
+            tokens += held.ids[row.position : row.position + row.n]
+        effects = self._run(FrameData(due.number, tuple(parts), tuple(tokens), None))
+        return self._take_back(effects, now_s)
+
+    def frame(self, frame: FrameData, now_s: float) -> list[Effect]:
+        """At a later stage: run a frame, or give the kept answer; raises StepRefused and changes nothing."""
+        verdicts = {self._verdict(part) for part in frame.parts}
+        if verdicts == {"repeat"}:
+            kept = self.ledger.entries[frame.parts[0].request].kept
+            return list(kept.effects) if kept is not None else []
+        if len(verdicts) != 1:
+            raise StepRefused("stale", "a frame repeats some of its rows and not others")
+        for part in frame.parts:
+            if not self.ledger.entries[part.request].held.started:
+                self._start_at(part.request, part.position)
+        for part in frame.parts:
+            # A cache that cannot be cut begins anew at 0, which is a gap for a later position.
+            self.ledger.check(part.request, part.epoch, part.position, part.n)
+        return self._run(frame)
+
+    def _verdict(self, part: Part) -> str:
+        """A request's first frame says where it begins: at its prefix here, or before."""
+        entry = self.ledger.entries.get(part.request)
+        fresh = entry is not None and entry.epoch == part.epoch and not entry.held.started
+        if (
+            entry is not None
+            and fresh
+            and part.position < entry.next
+            and part.position + part.n <= entry.limit
+        ):
+            return "run"
+        return self.ledger.check(part.request, part.epoch, part.position, part.n)
+
+    def _run(self, frame: FrameData) -> list[Effect]:
+        rows = [
+            (self.ledger.entries[part.request].held.caches, Row(part.request, part.position, part.n))
+            for part in frame.parts
+        ]
+        self.steps += 1
+        self.rows += sum(part.n for part in frame.parts)
+        if self.last:
+            wanted = [self._is_wanted(part) for part in frame.parts]
+            sampled = self.compute.run_last(rows, frame.tokens, frame.tensor, wanted)
+            effects = self._answers(frame, sampled)
+        else:
+            effects = [FrameDown(replace(frame, tensor=self.compute.run(rows, frame.tokens, frame.tensor)))]
+        kept = _Kept(effects)
+        for part in frame.parts:
+            self.ledger.done(part.request, part.position, part.n, kept)
+        if not self.first:
+            self._remember(frame)
+        return effects
+
+    def _remember(self, frame: FrameData) -> None:
+        """Ids beyond the prompt, as they pass: a kept prefix needs them."""
+        at = 0
+        for part in frame.parts:
+            ids = self.ledger.entries[part.request].held.ids
+            for offset, token in enumerate(frame.tokens[at : at + part.n]):
+                if part.position + offset == len(ids):
+                    ids.append(token)
+            at += part.n
+
+    def _is_wanted(self, part: Part) -> bool:
+        """A token is sampled after the prompt's last position, and after each one that follows."""
+        return part.position + part.n >= len(self.ledger.entries[part.request].held.open.prompt)
+
+    def _answers(self, frame: FrameData, sampled: list[Token | None]) -> list[Effect]:
+        tokens: list[Token] = []
+        finished: list[tuple[int, int]] = []
+        ends: list[Effect] = []
+        for part, each in zip(frame.parts, sampled, strict=True):
+            if each is None:
+                continue
+            opened = self.ledger.entries[part.request].held.open
+            token = replace(each, request=part.request, epoch=part.epoch, position=part.position + part.n)
+            tokens.append(token)
+            reason: Finish | None = "stop" if token.id in opened.stop_ids else None
+            if reason is None and token.position + 1 >= opened.limit:
+                reason = "length"
+            if reason is not None:
+                finished.append((part.request, part.epoch))
+                ends.append(FinishedOut(part.request, part.epoch, reason))
+        back = TokensBack(frame.step, tuple(tokens), tuple(finished))
+        return [back, *([TokensOut(tuple(tokens))] if tokens else []), *ends]
+
+    def tokens_back(self, message: TokensBack, now_s: float) -> list[Effect]:
+        """At the first stage: go on with what the last one sampled."""
+        self.scheduler.through(message.step)
+        effects: list[Effect] = []
+        over = {request for request, _ in message.finished}
+        for token in message.tokens:
+            entry = self.ledger.entries.get(token.request)
+            if entry is None or entry.epoch != token.epoch or token.request in over:
+                continue
+            if self.scheduler.token(token.request, token.position, now_s):
+                entry.held.ids.append(token.id)
+        for request, epoch in message.finished:
+            effects += self.cancel(request, epoch)
+        return effects
+
+    def _take_back(self, effects: list[Effect], now_s: float) -> list[Effect]:
+        """In a chain of one stage what goes back to the first stage has arrived already."""
+        if not self.last:
+            return effects
+        out: list[Effect] = []
+        for effect in effects:
+            out += self.tokens_back(effect, now_s) if isinstance(effect, TokensBack) else [effect]
+        return out

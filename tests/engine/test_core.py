@@ -1,0 +1,187 @@
+"""Whole chains of stage cores in one process, over the real codec and scheduler, with a hash model."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exo_cli.engine.ledger import DoesNotFitNow, StepRefused
+from exo_cli.wire.frames import FrameData, Part
+from tests.support.chain import Chain, HashCompute, expected
+
+
+def chain(stages: int, **options: int) -> Chain:
+    return Chain([HashCompute() for _ in range(stages)], **options)  # type: ignore[arg-type]
+
+
+def is_empty(made: Chain) -> bool:
+    return all(not core.ledger.entries and core.ledger.reserved_bytes == 0 for core in made.cores)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 7),
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 99), min_size=1, max_size=20), st.integers(1, 12)),
+        min_size=1,
+        max_size=5,
+    ),
+)
+def test_any_split_any_batch_and_any_chunking_gives_the_same_tokens(
+    stages: int, chunk: int, requests: list[tuple[list[int], int]]
+) -> None:
+    made = chain(stages, chunk=chunk)
+    seen = [made.open(number, prompt, n) for number, (prompt, n) in enumerate(requests)]
+    made.run()
+    for each, (prompt, n) in zip(seen, requests, strict=True):
+        assert each.tokens == expected(stages, prompt, n)
+        assert each.finished == "length"
+    assert is_empty(made)
+    assert all(core.compute.alive == 0 for core in made.cores)  # type: ignore[attr-defined]
+
+
+def test_a_stop_id_ends_a_request_and_is_its_last_token() -> None:
+    wanted = expected(2, [1, 2, 3], 20)
+    stop = wanted[7]
+    made = chain(2)
+    seen = made.open(1, [1, 2, 3], 20, stop_ids=frozenset({stop}))
+    made.run()
+    assert seen.tokens == wanted[: wanted.index(stop) + 1]
+    assert seen.finished == "stop"
+    assert is_empty(made)
+
+
+def test_four_requests_share_steps() -> None:
+    made = chain(1)
+    for number in range(4):
+        made.open(number, [number, 5, 6], 40)
+    made.run()
+    assert made.cores[0].steps <= 1.3 * 40
+
+
+def test_a_conversation_reuses_what_is_there() -> None:
+    made = chain(3)
+    first = made.open(1, [1, 2, 3, 4, 5], 6, keep_prefix=True)
+    made.run()
+    turn = [1, 2, 3, 4, 5, *first.tokens, 9, 9]
+    before = [core.rows for core in made.cores]
+    second = made.open(2, turn, 4, keep_prefix=True)
+    made.run()
+    # All but the newest sampled token and the user's words were computed before.
+    assert second.prefix == len(turn) - 3
+    assert [core.rows - old for core, old in zip(made.cores, before, strict=True)] == [3 + 3] * 3
+    assert second.tokens == expected(3, turn, 4)
+
+
+def test_the_smallest_prefix_of_the_chain_counts() -> None:
+    made = chain(3)
+    made.open(1, [1, 2, 3, 4, 5], 2, keep_prefix=True)
+    made.run()
+    middle = made.cores[1].compute
+    assert isinstance(middle, HashCompute)
+    middle.prefixes = {(1, 2): next(iter(middle.prefixes.values()))[:2]}
+    again = made.open(2, [1, 2, 3, 4, 5, 6], 3)
+    made.run()
+    assert again.prefix == 2
+    assert again.tokens == expected(3, [1, 2, 3, 4, 5, 6], 3)
+
+
+def test_a_cache_that_cannot_be_cut_starts_from_nothing() -> None:
+    made = chain(2)
+    made.open(1, [1, 2, 3, 4], 2, keep_prefix=True)
+    made.run()
+    for core in made.cores:
+        assert isinstance(core.compute, HashCompute)
+        core.compute.rewindable = False
+    tail = made.cores[1].compute
+    assert isinstance(tail, HashCompute)
+    tail.prefixes.clear()
+    again = made.open(2, [1, 2, 3, 4, 8], 2)
+    made.run()
+    assert again.prefix == 0
+    assert again.tokens == expected(2, [1, 2, 3, 4, 8], 2)
+
+
+def test_what_does_not_fit_is_refused_before_it_starts_and_every_reservation_released() -> None:
+    made = Chain([HashCompute(), HashCompute(bytes_per_token=1000), HashCompute()], budget=50_000)
+    seen = made.open(1, [1, 2, 3], 60)
+    made.run()
+    assert isinstance(seen.refused, DoesNotFitNow)
+    assert seen.refused.needed_bytes == 63_000
+    assert seen.refused.free_bytes == 50_000
+    assert is_empty(made)
+    small = made.open(2, [1, 2, 3], 10)
+    made.run()
+    assert small.tokens == expected(3, [1, 2, 3], 10)
+
+
+def test_a_cancelled_request_frees_its_room_and_leaves_the_others_alone() -> None:
+    made = chain(2)
+    made.open(1, [1], 1000)
+    other = made.open(2, [2], 30)
+    for _ in range(40):
+        made.tick()
+    made.cancel(1)
+    made.run()
+    assert other.tokens == expected(2, [2], 30)
+    assert is_empty(made)
+
+
+def test_repeated_frames_are_answered_from_what_was_kept() -> None:
+    made = Chain([HashCompute(), HashCompute()], meddle=lambda frame: [frame, frame])
+    seen = made.open(1, [1, 2, 3, 4, 5, 6], 8)
+    made.run()
+    # Each answer came twice; the first stage took each token once, the last computed each row once.
+    assert seen.tokens[::2] == seen.tokens[1::2] == expected(2, [1, 2, 3, 4, 5, 6], 8)
+    assert made.cores[1].rows == made.cores[0].rows
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"epoch": 0}, "old-epoch"),
+        ({"epoch": 2}, "new-epoch"),
+        ({"request": 9}, "unknown"),
+        ({"position": 4}, "gap"),
+        ({"position": 1}, "stale"),
+        ({"n": 30}, "length"),
+    ],
+)
+def test_an_illegal_frame_is_refused_and_changes_nothing(change: dict[str, int], reason: str) -> None:
+    made = chain(2)
+    made.open(1, [1, 2, 3], 20)
+    tail = made.cores[1]
+    while not tail.rows:
+        made.tick()
+    held = list(tail.ledger.entries[1].held.caches)
+    counts = tail.steps, tail.rows, tail.ledger.entries[1].next
+    part = replace(Part(1, 1, 3, 1), **change)
+    with pytest.raises(StepRefused) as caught:
+        tail.frame(FrameData(99, (part,), tuple(range(part.n)), None), 0.0)
+    assert caught.value.reason == reason
+    assert list(tail.ledger.entries[1].held.caches) == held
+    assert (tail.steps, tail.rows, tail.ledger.entries[1].next) == counts
+
+
+def test_a_new_epoch_replays_and_goes_on_at_the_same_position() -> None:
+    made = chain(2)
+    whole = expected(2, [1, 2, 3], 12)
+    made.open(1, [1, 2, 3], 12)
+    while len(made.driver[1].tokens) < 5:
+        made.tick()
+    had = list(made.driver[1].tokens)
+    made.lose_everything_under_way()
+    again = made.open(1, [1, 2, 3, *had], 12 - len(had), epoch=2, emitted=len(had))
+    made.run()
+    assert had + again.tokens == whole
+    assert is_empty(made)
+
+
+def test_requests_without_a_prompt_or_room_are_refused() -> None:
+    made = chain(1)
+    assert made.open(1, [], 3) is not None
+    assert made.open(2, [1], 0) is not None
+    made.run()
+    assert all(seen.refused.exit == 65 for seen in made.driver.values())
