@@ -489,7 +489,7 @@ class Up(_message.Message):
     def __init__(self, ready: _Optional[_Union[FlowReady, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ...) -> None: ...
 
 class FlowStart(_message.Message):
-    __slots__ = ("hello", "stage_id", "role", "trace")
+    __slots__ = ("hello", "stage_id", "role", "trace", "driver")
     class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ROLE_UNSPECIFIED: _ClassVar[FlowStart.Role]
@@ -504,11 +504,13 @@ class FlowStart(_message.Message):
     STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     stage_id: str
     role: FlowStart.Role
     trace: bool
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., stage_id: _Optional[str] = ..., role: _Optional[_Union[FlowStart.Role, str]] = ..., trace: _Optional[bool] = ...) -> None: ...
+    driver: bytes
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., stage_id: _Optional[str] = ..., role: _Optional[_Union[FlowStart.Role, str]] = ..., trace: _Optional[bool] = ..., driver: _Optional[bytes] = ...) -> None: ...
 
 class FlowReady(_message.Message):
     __slots__ = ("hello", "stage_id")
@@ -562,7 +564,7 @@ class Hop(_message.Message):
     def __init__(self, endpoint: _Optional[str] = ..., stage_id: _Optional[str] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("request", "epoch", "prompt", "emitted", "sampler", "max_tokens", "stop_ids", "deadline_ms", "keep_prefix", "route", "hop")
+    __slots__ = ("request", "epoch", "prompt", "emitted", "sampler", "max_tokens", "stop_ids", "deadline_ms", "keep_prefix", "route", "hop", "driver")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -574,6 +576,7 @@ class Open(_message.Message):
     KEEP_PREFIX_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     HOP_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_FIELD_NUMBER: _ClassVar[int]
     request: int
     epoch: int
     prompt: _containers.RepeatedScalarFieldContainer[int]
@@ -585,7 +588,8 @@ class Open(_message.Message):
     keep_prefix: bool
     route: _containers.RepeatedCompositeFieldContainer[Hop]
     hop: int
-    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., deadline_ms: _Optional[int] = ..., keep_prefix: _Optional[bool] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., hop: _Optional[int] = ...) -> None: ...
+    driver: bytes
+    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., deadline_ms: _Optional[int] = ..., keep_prefix: _Optional[bool] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., hop: _Optional[int] = ..., driver: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("request", "epoch", "prefix", "kv_bytes")
@@ -666,7 +670,7 @@ class Tokens(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[TokenOut, _Mapping]]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class TokenOut(_message.Message):
-    __slots__ = ("request", "epoch", "position", "id", "logprob", "top_ids", "top_logprobs")
+    __slots__ = ("request", "epoch", "position", "id", "logprob", "top_ids", "top_logprobs", "finish")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -674,6 +678,7 @@ class TokenOut(_message.Message):
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     TOP_IDS_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
     request: int
     epoch: int
     position: int
@@ -681,17 +686,20 @@ class TokenOut(_message.Message):
     logprob: float
     top_ids: _containers.RepeatedScalarFieldContainer[int]
     top_logprobs: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+    finish: str
+    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ..., finish: _Optional[str] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("request", "epoch", "reason")
+    __slots__ = ("request", "epoch", "reason", "message")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
     request: int
     epoch: int
     reason: str
-    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    message: str
+    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("request", "epoch")

@@ -526,6 +526,12 @@ class StageServicer:
     def Flow(self, request_iterator, context):
         """One hop of the ring. Down it go Open, Frame, Tokens (from the last stage to stage 0) and
         Cancel; back up come the answers to Open, refusals, the driver's copy of each token, traces.
+
+        The first message is FlowStart, the first answer FlowReady. A driver has a flow to stage 0, where
+        it opens and cancels and gets Opened or Refused, and one to the last stage, where it gets Tokens
+        (with `finish` set on a request's last one) and Finished (a request ended without a token: its
+        deadline, or a stage beyond lost). In a chain of one stage both are the same flow. When a
+        driver's flow to stage 0 ends, its requests are cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

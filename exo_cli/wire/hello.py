@@ -16,7 +16,7 @@ def check_hello(theirs: pb.Hello, who: str) -> None:
     """Refuse a peer of another protocol before anything else happens."""
     if theirs.protocol != PROTOCOL:
         raise VersionMismatch(
-            f"{who} speaks exo protocol {theirs.protocol} (version {theirs.version or 'unknown'}); "
+            f"{who} speaks exo protocol {theirs.protocol} (version {theirs.version[:40] or 'unknown'}); "
             f"this one speaks {PROTOCOL} (version {__version__})",
             hint="Install the same version of exo on every machine.",
         )
