@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A test never measures time: a busy machine is no failure.
+settings.register_profile("exo", deadline=None)
+settings.load_profile("exo")
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME", "VIRTUAL_ENV", "CI")
 

@@ -46,17 +46,22 @@ class Machine:
 def probe_accelerator(command: Sequence[str] = (sys.executable, "-m", "exo_cli.engine.probe")) -> Accelerator:
     """Ask MLX in a child; a child that crashes or hangs is an answer too."""
     try:
-        done = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired:
-        return Accelerator(backend="none", error=f"MLX did not start within {PROBE_TIMEOUT_S:.0f} s")
+        return Accelerator(backend="none", error=f"MLX did not start within {PROBE_TIMEOUT_S:g} s")
     except OSError as error:
         return Accelerator(backend="none", error=f"cannot start Python: {error.strerror}")
     if done.returncode != 0:
+        how = f"by signal {-done.returncode}" if done.returncode < 0 else f"with {done.returncode}"
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        return Accelerator(backend="none", error=f"MLX ended with {done.returncode}: {' '.join(last)[:200]}")
+        return Accelerator(
+            backend="none", error=": ".join((f"MLX ended {how}", *(each[:200] for each in last)))
+        )
     try:
         return msgspec.json.decode(done.stdout, type=Accelerator)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return Accelerator(backend="none", error="the engine probe printed something else than its report")
 
 
@@ -91,31 +96,38 @@ def memory(accelerator: Accelerator, *, root: Path = Path("/")) -> Memory:
     """RAM, what the accelerator may use, and what is free now. A container's limit counts as RAM."""
     now = psutil.virtual_memory()
     ram, free = int(now.total), int(now.available)
-    cap, used = _control_group(root)
-    if cap is not None and cap < ram:
-        ram, free = cap, min(free, max(0, cap - used))
+    cap, left = _control_group(root)
+    if cap is not None and left is not None:
+        ram, free = min(ram, cap), min(free, left)
     limit = ram if accelerator.limit_bytes is None else accelerator.limit_bytes
     if accelerator.backend == "cuda" and accelerator.free_bytes is not None:
         free = min(free, accelerator.free_bytes)
     return Memory(ram_bytes=ram, limit_bytes=limit, free_bytes=free)
 
 
-def _control_group(root: Path) -> tuple[int | None, int]:
-    """The smallest memory limit over this process's control group and those above, and its use."""
-    try:
-        line = (root / "proc/self/cgroup").read_text().splitlines()[-1]
-    except (OSError, IndexError):
-        return None, 0
-    group = line.rpartition(":")[2].strip("/")
+def _control_group(root: Path) -> tuple[int | None, int | None]:
+    """The smallest memory limit, and what is left of the tightest one, over this process's control
+    group and those above it."""
+    lines = _text(root / "proc/self/cgroup").splitlines()
+    group = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/").strip("/")
     base = root / "sys/fs/cgroup"
     cap: int | None = None
-    used = 0
+    left: int | None = None
     for level in range(len(group.split("/")), -1, -1):
         directory = base.joinpath(*group.split("/")[:level])
-        limit, current = _number(directory / "memory.max"), _number(directory / "memory.current")
-        if limit is not None and (cap is None or limit < cap):
-            cap, used = limit, current or 0
-    return cap, used
+        limit = _number(directory / "memory.max")
+        if limit is None:
+            continue
+        used = max(0, (_number(directory / "memory.current") or 0) - _page_cache(directory))
+        cap = limit if cap is None else min(cap, limit)
+        left = max(0, limit - used) if left is None else min(left, max(0, limit - used))
+    return cap, left
+
+
+def _page_cache(directory: Path) -> int:
+    """What a control group holds of files: the kernel counts it as used and gives it up when asked."""
+    found = re.findall(r"^(?:in)?active_file (\d+)$", _text(directory / "memory.stat"), flags=re.MULTILINE)
+    return sum(map(int, found))
 
 
 def _number(path: Path) -> int | None:
@@ -152,7 +164,7 @@ def _chip(accelerator: Accelerator) -> str:
 def parse_cpuinfo(text: str) -> str:
     """The processor's name, as x86 and Arm kernels print it."""
     for key in ("model name", "Model", "Hardware"):
-        found = re.search(rf"^{key}\s*:\s*(.+)$", text, flags=re.MULTILINE)
+        found = re.search(rf"^{key}[ \t]*:[ \t]*(\S.*)$", text, flags=re.MULTILINE)
         if found:
             return re.sub(r"\((R|TM|r|tm)\)", "", " ".join(found[1].split()))
     return ""

@@ -19,6 +19,7 @@ from exo_cli import atomic
 from exo_cli.errors import BadData, CannotCreate, TryAgain, UsageProblem
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_SCHEMA = "exo.node/1"
 _FILE = "node.json"
 _LOCK = "lock"
 
@@ -26,7 +27,7 @@ _LOCK = "lock"
 class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
     """node.json."""
 
-    schema: str = "exo.node/1"
+    schema: str = _SCHEMA
     id: str
     name: str
     boot: int
@@ -98,7 +99,11 @@ def claim(nodes_dir: Path, name: str | None) -> Identity:
 def siblings(nodes_dir: Path) -> list[int]:
     """The UDP ports of the nodes that this user runs on this machine now."""
     ports = []
-    for directory in sorted(nodes_dir.iterdir()) if nodes_dir.is_dir() else []:
+    try:
+        directories = sorted(nodes_dir.iterdir())
+    except OSError:  # no node ran here yet, or we may not look
+        return []
+    for directory in directories:
         if not _held(directory):
             continue
         try:
@@ -172,10 +177,19 @@ def _read(directory: Path) -> NodeFile | None:
         record = msgspec.json.decode(path.read_bytes(), type=NodeFile)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BadData(
+            f"cannot read {path}: {error.strerror}", hint="Make it readable, or remove it."
+        ) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadData(
             f"{path} does not hold a node's identity: {error}", hint="Remove it to get a new id."
         ) from error
+    if record.schema != _SCHEMA:
+        raise BadData(
+            f"{path} is of another version of exo: {record.schema!r}",
+            hint="Use that version, or remove the file to get a new id.",
+        )
     if not re.fullmatch(r"[0-9a-f]{32}", record.id) or not 0 <= record.boot < 1 << 62:
         raise BadData(f"{path} does not hold a node's identity", hint="Remove it to get a new id.")
     return record

@@ -52,6 +52,8 @@ class Facts:
 
 
 ARPHRD_LOOPBACK, ARPHRD_INFINIBAND = 772, 32
+# No header (tun, WireGuard), PPP, and IP in IP, in IPv6 or in GRE.
+ARPHRD_TUNNELS = frozenset((65534, 512, 768, 769, 776, 778, 823))
 
 
 def kind_of_linux(name: str, facts: Facts) -> InterfaceKind:
@@ -65,7 +67,7 @@ def kind_of_linux(name: str, facts: Facts) -> InterfaceKind:
         return "thunderbolt"
     if facts.bridge:
         return "bridge"
-    if facts.tunnel or facts.type in (65534, 776, 768, 778):
+    if facts.tunnel or facts.type in ARPHRD_TUNNELS:
         return "tunnel"
     if facts.physical:
         return "ethernet"

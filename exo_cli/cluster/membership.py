@@ -2,9 +2,11 @@
 
 Pure: packets and the time go in, changes and addresses to probe come out. Knows nothing of
 sockets, certificates or the topology file. A peer counts only when it proved to be there now: it
-answered a nonce of this run, or its sequence advanced while we watched.
+answered a nonce of this run, or its sequence advanced while we watched. What is neither, a packet that
+was overtaken or one that somebody recorded, keeps nobody alive.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +20,7 @@ ASK_EVERY_S = 0.8
 LATE_S = 1.5
 MAX_PEERS = 1024
 MAX_ADDRESSES = 16
+MAX_DEPARTED = 1024
 ADDRESS_LIFE_S = 30.0
 
 Status = Literal["alive", "suspect", "dead"]
@@ -41,13 +44,15 @@ class Peer:
     heard_s: float
     status: Status = "alive"
     proven: bool = False
+    told: bool = False
+    """Whether others believe that it is there: it was reported as joined, and not as dead since."""
     asked_s: float = -1e9
     addresses: dict[str, float] = field(default_factory=dict)
     """IP -> when it was last heard from there."""
     voices: dict[str, int] = field(default_factory=dict)
     """IP -> the port it speaks from: a packet sent there reaches this node and no sibling of it."""
     rivals: dict[bytes, float] = field(default_factory=dict)
-    """Other instances with the same id, and when each first proved to be there."""
+    """Other instances with the same id, and when each first answered while this one was there."""
     contested: bool = False
 
     def ips(self) -> list[str]:
@@ -71,6 +76,8 @@ class Membership:
 
     def __init__(self) -> None:
         self.peers: dict[str, Peer] = {}
+        self._departed: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        """Instances that said goodbye. They do not come back: what still arrives is late, or a recording."""
         self._scanned_s: float | None = None
 
     def heard(
@@ -83,51 +90,67 @@ class Membership:
         node_id = packet.node_id.hex()
         peer = self.peers.get(node_id)
         if packet.kind == Kind.LEAVE:
-            if peer is None or peer.instance != packet.instance:
-                return []
-            del self.peers[node_id]
-            return [Change("left", peer)] if peer.proven else []
+            return self._leave(node_id, packet.instance)
+        if (node_id, packet.instance) in self._departed:
+            return []
         if peer is None:
-            if len(self.peers) >= MAX_PEERS:
+            if len(self.peers) >= MAX_PEERS and not self._make_room():
                 return []
             peer = self.peers[node_id] = _peer(node_id, packet, now_s)
         elif peer.instance != packet.instance:
             rival = self._rival(peer, packet, now_s, answered=answered)
             if rival is not None:
                 return rival
-        if port is not None:
-            peer.voices[ip] = port
-        return self._note(peer, packet, ip, now_s, answered=answered)
+        return self._note(peer, packet, ip, now_s, answered=answered, port=port)
 
-    def _note(self, peer: Peer, packet: Packet, ip: str, now_s: float, *, answered: bool) -> list[Change]:
-        changes: list[Change] = []
-        was_proven = peer.proven
+    def _leave(self, node_id: str, instance: bytes) -> list[Change]:
+        self._departed[node_id, instance] = None
+        while len(self._departed) > MAX_DEPARTED:
+            self._departed.popitem(last=False)
+        peer = self.peers.get(node_id)
+        if peer is None or peer.instance != instance:
+            return []
+        del self.peers[node_id]
+        return [Change("left", peer)] if peer.told or peer.status == "dead" else []
+
+    def _make_room(self) -> bool:
+        """Forget the node that is dead for the longest time, if there is one."""
+        dead = [peer for peer in self.peers.values() if peer.status == "dead"]
+        if not dead:
+            return False
+        del self.peers[min(dead, key=lambda peer: peer.heard_s).node_id]
+        return True
+
+    def _note(
+        self, peer: Peer, packet: Packet, ip: str, now_s: float, *, answered: bool, port: int | None
+    ) -> list[Change]:
         advanced = packet.seq > peer.seq
-        peer.proven = peer.proven or answered or advanced
-        peer.heard_s = max(peer.heard_s, now_s)
-        peer.seq = max(peer.seq, packet.seq)
-        peer.addresses[ip] = now_s
-        if len(peer.addresses) > MAX_ADDRESSES:
-            del peer.addresses[min(peer.addresses, key=lambda known: peer.addresses[known])]
-        if peer.proven and peer.status == "suspect" and was_proven:
+        if not (advanced or answered):
+            # Overtaken by another interface's packet, or a recording: it may add a way, and no more.
+            _add_way(peer, ip, peer.heard_s, port)
+            return []
+        _know_way(peer, ip, now_s, port)
+        changes: list[Change] = []
+        if peer.status == "suspect":
             changes.append(Change("refuted", peer))
-        elif peer.proven and (peer.status == "dead" or not was_proven):
+        elif not peer.proven or peer.status == "dead":
             changes.append(Change("joined", peer))
-        if peer.proven:
-            peer.status = "alive"
-        if advanced or answered:
+        peer.proven = peer.told = True
+        peer.status = "alive"
+        peer.heard_s = max(peer.heard_s, now_s)
+        peer.fingerprint = packet.fingerprint
+        if advanced:
+            peer.seq = packet.seq
             fresh = (packet.name, packet.port, packet.role, packet.state.name == "DRAINING")
             if fresh != (peer.name, peer.port, peer.role, peer.draining):
                 peer.name, peer.port, peer.role, peer.draining = fresh
-                if was_proven:
+                if not any(change.what == "joined" for change in changes):
                     changes.append(Change("changed", peer))
-            peer.fingerprint = packet.fingerprint
         return changes
 
     def _rival(self, peer: Peer, packet: Packet, now_s: float, *, answered: bool) -> list[Change] | None:
         """Another instance with the same id: a restart (None), or two nodes with one id."""
-        if packet.boot > peer.boot and packet.instance not in peer.rivals:
-            peer.rivals[peer.instance] = -1.0
+        if packet.boot > peer.boot or (answered and peer.status == "dead"):
             _become(peer, packet, now_s)
             return None
         if not answered:
@@ -146,25 +169,31 @@ class Membership:
     def scan(self, now_s: float) -> tuple[list[Change], list[Address]]:
         """What silence means by now, and which addresses to ask."""
         if self._scanned_s is not None and now_s - self._scanned_s > LATE_S:
-            slept = now_s - self._scanned_s
+            slept_s = now_s - self._scanned_s
             for peer in self.peers.values():
-                peer.heard_s += slept
+                # What was heard since we woke is news of now, not of later.
+                peer.heard_s = min(now_s, peer.heard_s + slept_s)
         self._scanned_s = now_s
         changes: list[Change] = []
         ask: list[Address] = []
         for node_id, peer in list(self.peers.items()):
             silent_s = now_s - peer.heard_s
-            if not peer.proven:
-                if silent_s > DEAD_AFTER_S:
-                    del self.peers[node_id]
+            # One that was there, and whose restart was heard and not proven yet.
+            restarting = peer.told and not peer.proven
+            if not peer.proven and silent_s > DEAD_AFTER_S:
+                del self.peers[node_id]
+                if restarting:
+                    peer.status, peer.told = "dead", False
+                    changes.append(Change("dead", peer))
                 continue
-            if peer.status == "alive" and silent_s > SUSPECT_AFTER_S:
+            if peer.proven and peer.status == "alive" and silent_s > SUSPECT_AFTER_S:
                 peer.status = "suspect"
                 changes.append(Change("suspect", peer))
             if peer.status == "suspect" and silent_s > DEAD_AFTER_S:
-                peer.status = "dead"
+                peer.status, peer.told = "dead", False
                 changes.append(Change("dead", peer))
-            if peer.status == "suspect" and now_s - peer.asked_s >= ASK_EVERY_S:
+            asking = peer.status == "suspect" or (restarting and silent_s > SUSPECT_AFTER_S)
+            if asking and now_s - peer.asked_s >= ASK_EVERY_S:
                 peer.asked_s = now_s
                 ask += peer.ways()
             newest_s = max(peer.addresses.values(), default=0.0)
@@ -196,6 +225,27 @@ def _become(peer: Peer, packet: Packet, now_s: float) -> None:
     fresh = _peer(peer.node_id, packet, now_s)
     peer.instance, peer.boot, peer.seq = fresh.instance, fresh.boot, fresh.seq
     peer.name, peer.port, peer.role, peer.fingerprint = fresh.name, fresh.port, fresh.role, fresh.fingerprint
-    peer.draining = fresh.draining
+    peer.draining, peer.heard_s = fresh.draining, fresh.heard_s
+    # The process that spoke from those ports is gone.
+    peer.voices, peer.rivals, peer.contested = {}, {}, False
     # A restart is a change worth telling: the node's record is another one.
     peer.proven = False
+    peer.status = "alive"
+
+
+def _know_way(peer: Peer, ip: str, now_s: float, port: int | None) -> None:
+    peer.addresses[ip] = now_s
+    if port is not None:
+        peer.voices[ip] = port
+    if len(peer.addresses) > MAX_ADDRESSES:
+        oldest = min(peer.addresses, key=lambda known: peer.addresses[known])
+        del peer.addresses[oldest]
+        peer.voices.pop(oldest, None)
+
+
+def _add_way(peer: Peer, ip: str, at_s: float, port: int | None) -> None:
+    if ip not in peer.addresses and len(peer.addresses) >= MAX_ADDRESSES:
+        return
+    peer.addresses.setdefault(ip, at_s)
+    if port is not None:
+        peer.voices.setdefault(ip, port)

@@ -2,9 +2,8 @@
 
 import contextlib
 import errno
+import http.client
 import socket
-import urllib.error
-import urllib.request
 
 import psutil
 
@@ -18,27 +17,29 @@ API_PORT = 52415
 def parse_listen(text: str) -> tuple[str | None, int]:
     """`HOST:PORT`, `:PORT`, `PORT` or `HOST`; no port means the usual one."""
     host, port = text, ""
+    closed = True
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
+        host, bracket, rest = text[1:].partition("]")
         port = rest.removeprefix(":")
+        closed = bool(host and bracket) and rest[:1] in ("", ":")
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
-    elif text.isdigit():
+    elif text.isdecimal():
         host, port = "", text
-    if port and not (port.isdigit() and int(port) < 65536):
+    if not closed or (port and not (port.isascii() and port.isdecimal() and int(port) < 65536)):
         raise UsageProblem(
             f"'{text}' is no address to listen on", hint="Say HOST:PORT, for example 0.0.0.0:52416."
         )
     return host or None, int(port) if port else PORT
 
 
-def parse_peer(text: str, default_port: int = PORT) -> tuple[str, int]:
+def parse_peer(text: str) -> tuple[str, int]:
     """`HOST` or `HOST:PORT` as an address: names are looked up here, once."""
     host, port = parse_listen(text)
     if host is None or port == 0:
         raise UsageProblem(f"'{text}' names no host", hint="Say --peer HOST or --peer HOST:PORT.")
     try:
-        found = socket.getaddrinfo(host, port or default_port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         raise UsageProblem(
             f"cannot find a host named '{host}'", hint="Check the name, or give the address."
@@ -48,7 +49,7 @@ def parse_peer(text: str, default_port: int = PORT) -> tuple[str, int]:
     if family == socket.AF_INET6 and len(address) == 4 and address[3] and "%" not in ip:
         with contextlib.suppress(OSError):
             ip = f"{ip}%{socket.if_indextoname(int(address[3]))}"
-    return ip, port or default_port
+    return ip, port
 
 
 def is_free(host: str, port: int) -> bool:
@@ -60,6 +61,11 @@ def is_free(host: str, port: int) -> bool:
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             probe.bind((host, port))
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageProblem(
+            f"cannot find an address named '{host}' to listen on",
+            hint="Say HOST:PORT with an address of this machine, for example 0.0.0.0:52416.",
+        ) from error
     except OSError as error:
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EACCES):
             raise SystemFailure(
@@ -72,7 +78,8 @@ def is_free(host: str, port: int) -> bool:
 
 def choose(hosts: list[str], port: int, *, fixed: bool) -> int:
     """The port if it is free on every host, else (unless it was asked for) the next one that is."""
-    for candidate in range(port, port + 1 if fixed or port == 0 else port + TRIES):
+    last = port if fixed or port == 0 else min(port + TRIES - 1, 65535)
+    for candidate in range(port, last + 1):
         if all(is_free(host, candidate) for host in hosts):
             return candidate
     holder = holder_of(port)
@@ -80,7 +87,7 @@ def choose(hosts: list[str], port: int, *, fixed: bool) -> int:
     if fixed:
         raise SystemFailure(f"port {port} is taken{by}", hint="Give another --listen, or stop what holds it.")
     raise SystemFailure(
-        f"ports {port} to {port + TRIES - 1} are all taken, the first{by}",
+        f"ports {port} to {last} are all taken, the first{by}",
         hint="Give a free one with --listen.",
     )
 
@@ -104,14 +111,17 @@ def holder_of(port: int) -> str | None:
 
 def upstream_exo_at(host: str, port: int = API_PORT, timeout_s: float = 0.5) -> bool:
     """Whether exo-explore/exo, a different program, serves its API there: only it has /node_id."""
-    bracketed = f"[{host}]" if ":" in host else host
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    # No proxy and no redirect: whatever listens there must not send us elsewhere.
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     try:
-        with opener.open(f"http://{bracketed}:{port}/node_id", timeout=timeout_s) as reply:
-            body = reply.read(256).strip()
-    except (OSError, ValueError, urllib.error.URLError):
+        connection.request("GET", "/node_id")
+        reply = connection.getresponse()
+        body = reply.read(256).strip()
+    except (OSError, ValueError, http.client.HTTPException):
         return False
-    return bool(reply.status == 200 and body[:1] == b'"' and body[-1:] == b'"')
+    finally:
+        connection.close()
+    return bool(reply.status == 200 and len(body) > 2 and body[:1] == b'"' == body[-1:])
 
 
 def has_ipv6() -> bool:

@@ -23,6 +23,7 @@ from exo_cli.cluster import beacon
 from exo_cli.cluster.interfaces import Choice, Interface, list_interfaces
 from exo_cli.errors import SystemFailure
 from exo_cli.schemas.findings import InterfaceCount
+from exo_cli.trust.private import is_private
 
 GROUP6: Final = "ff12::6578:6f31"
 # The kernel's numbers: Python names these constants only on some platforms and versions.
@@ -67,11 +68,13 @@ class Radio:
         choice: Choice,
         loopback_only: bool,
         door_port: int,
+        private_only: bool = False,
         beacon_port: int = beacon.PORT,
     ) -> None:
         self._take = take
         self._choice = choice
         self._loopback_only = loopback_only
+        self._private_only = private_only
         self._door_port = door_port
         self._beacon_port = beacon_port
         self._own: dict[int, socket.socket] = {}
@@ -101,10 +104,12 @@ class Radio:
                 continue  # a machine without IPv6
             try:
                 self._shared[family] = self._bind(family, self._beacon_port, shared=True)
-                if self._door_port not in (0, self._beacon_port):
-                    self._doors.append(self._bind(family, self._door_port, shared=False))
             except OSError as error:
                 self.deaf = error
+            if self._door_port not in (0, self._beacon_port):
+                # Another program may hold the port for UDP; then --peer HOST reaches us, with PORT not.
+                with contextlib.suppress(OSError):
+                    self._doors.append(self._bind(family, self._door_port, shared=False))
         loop = asyncio.get_running_loop()
         for each in self._all():
             loop.add_reader(each.fileno(), self._read, each)
@@ -169,6 +174,8 @@ class Radio:
         """Send what `make` returns out of every interface; it is called anew for each way out."""
         for interface in self.interfaces:
             for broadcast in interface.broadcasts:
+                if self._private_only and not is_private(broadcast.ip):
+                    continue
                 info = struct.pack("@I4s4s", interface.index, socket.inet_aton(broadcast.ip), bytes(4))
                 for data in make():
                     self._send(
@@ -189,6 +196,10 @@ class Radio:
     def send(self, data: bytes, ip: str, port: int) -> bool:
         """Send to one address; False where the system refused."""
         plain, _, scope = ip.partition("%")
+        try:
+            socket.inet_pton(socket.AF_INET6 if ":" in plain else socket.AF_INET, plain)
+        except OSError:  # a name: looking it up would block, and ask others
+            return False
         if ":" not in plain:
             return self._send(socket.AF_INET, data, (plain, port), _UNICAST)
         try:
@@ -226,8 +237,9 @@ class Radio:
         ancillary = [(socket.IPPROTO_IP, info[0], info[1])] if info and sys.platform == "linux" else []
         try:
             own.sendmsg([data], ancillary, 0, to)
-        except OSError as error:
-            count.send_errors[errno.errorcode.get(error.errno or 0, str(error))] += 1
+        except (OSError, OverflowError) as error:  # a port above 65535 overflows
+            number = error.errno if isinstance(error, OSError) else errno.EINVAL
+            count.send_errors[errno.errorcode.get(number or 0, str(error))] += 1
             return False
         count.sent += 1
         return True

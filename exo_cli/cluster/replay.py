@@ -26,6 +26,11 @@ class ReplayGuard:
         self._heard: OrderedDict[tuple[bytes, bytes], _Heard] = OrderedDict()
         self._boots: OrderedDict[bytes, int] = OrderedDict()
 
+    def is_newest(self, node_id: bytes, instance: bytes, seq: int) -> bool:
+        """Whether nothing later was heard of this sender; asked before `accept`."""
+        heard = self._heard.get((node_id, instance))
+        return heard is None or seq > heard.highest
+
     def accept(self, node_id: bytes, instance: bytes, boot: int, seq: int) -> bool:
         """Whether this packet is new; remembers it if so."""
         if boot < self._boots.get(node_id, 0):

@@ -11,7 +11,7 @@ import random
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from exo_cli.cluster import beacon
@@ -65,6 +65,8 @@ class _Asked:
 class _Relay:
     to: Source
     until_s: float
+    passed: set[tuple[bytes, bytes, str]] = field(default_factory=set)
+    """Whose answers, in which key, went back: each once, or a recording would be sent on as well."""
 
 
 class Station:
@@ -109,6 +111,7 @@ class Station:
             self._take,
             choice=choice or Choice(),
             loopback_only=self.loopback_only,
+            private_only=source.current().kind == "insecure",
             door_port=voice.port,
             beacon_port=beacon_port,
         )
@@ -185,7 +188,9 @@ class Station:
         self.radio.broadcast(lambda: self._packets(kind))
         here = {("127.0.0.1", port) for port in siblings(self._nodes_dir)[:MAX_SIBLINGS]}
         here.discard(("127.0.0.1", self.radio.own_port))
-        known = {way for peer in self.membership.peers.values() for way in peer.ways()[:1]}
+        # Also to the dead, who may be there and hear nothing else; never to who proved nothing.
+        proven = (peer for peer in self.membership.peers.values() if peer.proven)
+        known = {way for peer in proven for way in peer.ways()[:1]}
         if self.loopback_only:
             here.add(("127.0.0.1", self._beacon_port))
         # A watcher that asked is no peer and may be beyond broadcasts: it hears of a goodbye all the same.
@@ -248,6 +253,7 @@ class Station:
             return "echo"
         if packet.kind is Kind.ANSWER:
             return self._take_answer(packet, data, source)
+        newest = self._guard.is_newest(packet.node_id, packet.instance, packet.seq)
         if not self._guard.accept(packet.node_id, packet.instance, packet.boot, packet.seq):
             return "replay"
         if packet.node_id == self.voice.node_id:
@@ -255,18 +261,24 @@ class Station:
         if packet.role is not Role.WATCHER:
             heard = self.membership.heard(packet, source.ip, self._clock(), answered=False, port=source.port)
             self._tell(heard)
-        if packet.kind in (Kind.PROBE, Kind.KNOCK, Kind.PASSED) and self.voice.role is not Role.WATCHER:
-            self._answer(packet, source)
-            if packet.role is Role.WATCHER:
-                self._remember_asker(source)
-        if packet.kind is Kind.KNOCK:
-            self._pass_on(packet, source)
+        # A question that was overtaken may be a recording of one that we never heard; the asker asks again.
+        if newest and packet.kind in (Kind.PROBE, Kind.KNOCK, Kind.PASSED):
+            if self.voice.role is not Role.WATCHER:
+                self._answer(packet, source)
+                if packet.role is Role.WATCHER:
+                    self._remember_asker(source)
+            if packet.kind is Kind.KNOCK:
+                self._pass_on(packet, source)
         return None
 
     def _take_answer(self, packet: Packet, data: bytes, source: Source) -> str | None:
         now_s = self._clock()
         relay = self._relays.get(packet.nonce)
         if relay is not None and now_s <= relay.until_s:
+            answer = (packet.node_id, packet.instance, packet.fingerprint)
+            if answer in relay.passed:
+                return "replay"
+            relay.passed.add(answer)
             self.radio.reply(data, relay.to)
             return None
         asked = self._asked.get(packet.nonce)
@@ -287,7 +299,7 @@ class Station:
         """Somebody else says our id, with the cluster's key: a state directory was copied."""
         if packet.boot < self.voice.boot:
             return "replay"
-        if not self._contested:
+        if not self._contested and packet.kind is not Kind.LEAVE:
             self._contested = True
             peer = Membership()
             peer.heard(packet, "", self._clock(), answered=True)
@@ -312,10 +324,12 @@ class Station:
         for peer in self.membership.alive():
             ports.update(port for ip, port in peer.voices.items() if ip.split("%")[0] in self._own_ips)
         ports.discard(self.radio.own_port)
-        ports.discard(source.port)
+        if source.ip.split("%")[0] in self._own_ips:
+            ports.discard(source.port)
         if not ports:
             return
-        self._relays[packet.nonce] = _Relay(source, self._clock() + NONCE_LIFE_S)
+        # The same knock comes once a key during a rotation.
+        self._relays.setdefault(packet.nonce, _Relay(source, self._clock() + NONCE_LIFE_S))
         while len(self._relays) > MAX_RELAYS:
             self._relays.popitem(last=False)
         for port in sorted(ports)[:MAX_SIBLINGS]:

@@ -124,7 +124,17 @@ class FinishedOut:
     reason: Finish
 
 
-Effect = OpenDown | FrameDown | CancelDown | OpenedUp | RefusedUp | TokensBack | TokensOut | FinishedOut
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """This stage holds nothing of the request any more."""
+
+    request: int
+    epoch: int
+
+
+Effect = (
+    OpenDown | FrameDown | CancelDown | OpenedUp | RefusedUp | TokensBack | TokensOut | FinishedOut | Closed
+)
 
 
 class Compute(Protocol[Held]):
@@ -247,8 +257,10 @@ class StageCore(Generic[Held]):
 
     def cancel(self, request: int, epoch: int) -> list[Effect]:
         """The request is over, whatever the reason; its room is free when this returns."""
-        known = self._close(request, epoch, keep=True)
-        return [CancelDown(request, epoch)] if known and not self.last else []
+        if not self._close(request, epoch, keep=True):
+            return []
+        closed = Closed(request, epoch)
+        return [closed] if self.last else [CancelDown(request, epoch), closed]
 
     def _close(self, request: int, epoch: int, *, keep: bool) -> bool:
         entry = self.ledger.entries.get(request)
@@ -379,7 +391,12 @@ class StageCore(Generic[Held]):
         """In a chain of one stage what goes back to the first stage has arrived already."""
         if not self.last:
             return effects
-        out: list[Effect] = []
+        told: list[Effect] = []
+        after: list[Effect] = []
         for effect in effects:
-            out += self.tokens_back(effect, now_s) if isinstance(effect, TokensBack) else [effect]
-        return out
+            if isinstance(effect, TokensBack):
+                after += self.tokens_back(effect, now_s)
+            else:
+                told.append(effect)
+        # The driver hears of a request's last token before the request is forgotten.
+        return told + after

@@ -1,0 +1,1 @@
+"""Models as files and figures: directories, safetensors headers, names. No tensor library in here."""
