@@ -158,6 +158,13 @@ class Output:
         if not self.quiet:
             self._say(text)
 
+    def aside(self, text: str) -> None:
+        """Text beside the data, piece by piece, for a person at a terminal; control characters are the
+        caller's business."""
+        if not self.quiet and not self.json and self._stderr.isatty():
+            self._stderr.write(fitting(text, self._stderr.encoding))
+            self._stderr.flush()
+
     def detail(self, text: str, level: int = 1) -> None:
         """Something to see with -v (or -vv)."""
         self.record("debug", text)

@@ -56,9 +56,9 @@ ALSO = {
 # The frames are the part of the wire that the engine may know.
 ENGINE_WIRE = {"frames", "tensors", "tensor", "exo_pb2"}
 # The engine process is the only one that imports MLX, and its main the only one that imports the engine.
-ENGINE_USERS = {"shard.worker"}
+ENGINE_USERS = {"shard.worker", "shard.flows", "shard.translate"}
 TERMINAL = {"commands", "output", "cli", "__main__", "views"}
-EDGES = {"cli"}
+EDGES = {"cli", "shard.worker"}
 """Modules at the edge of a process, where any exception has to become an answer."""
 
 

@@ -8,6 +8,7 @@ from exo_cli import __version__
 from exo_cli.cluster import facts
 from exo_cli.cluster.identity import Identity
 from exo_cli.cluster.interfaces import Interface, as_addresses
+from exo_cli.cluster.pairs import join_endpoint
 from exo_cli.schemas.topology import LoadedStage, Node, NodeRole, Rate
 from exo_cli.wire.hello import PROTOCOL
 
@@ -19,6 +20,8 @@ class Self:
     identity: Identity
     machine: facts.Machine
     role: NodeRole
+    host: str
+    """Where this machine's own processes reach it."""
     port: int
     interfaces: Callable[[], list[Interface]]
     next_seq: Callable[[], int]
@@ -34,7 +37,7 @@ class Self:
             name=self.identity.name,
             state="draining" if self.draining else "ready",
             role=self.role,
-            endpoint=f"127.0.0.1:{self.port}",
+            endpoint=join_endpoint(self.host, self.port),
             host=self.machine.host,
             boot=self.identity.boot,
             seq=self.next_seq(),

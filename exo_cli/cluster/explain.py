@@ -11,7 +11,8 @@ from exo_cli.cluster import ports
 from exo_cli.cluster.beacon import PORT
 from exo_cli.cluster.lookout import Lookout
 from exo_cli.cluster.pairs import join_endpoint, split_endpoint
-from exo_cli.errors import NotAuthorised, VersionMismatch
+from exo_cli.cluster.station import Station
+from exo_cli.errors import BadData, NotAuthorised, Unavailable, VersionMismatch
 from exo_cli.schemas.findings import Explanation, Finding, InterfaceCount, Stranger
 from exo_cli.schemas.topology import Node
 from exo_cli.trust.keyring import INSECURE, Keyring
@@ -29,7 +30,7 @@ async def explain(lookout: Lookout) -> Explanation:
     findings = [
         *_keys(lookout, keyring),
         *_ears(lookout),
-        *(finding for each in interfaces for finding in _interface(each, lookout.station.loopback_only)),
+        *(finding for each in interfaces for finding in _interface(each, lookout.station)),
         *(_stranger(each, keyring) for each in strangers),
         *_unreached(lookout),
         *_doubles(lookout),
@@ -80,10 +81,10 @@ def _ears(lookout: Lookout) -> Iterator[Finding]:
         )
 
 
-def _interface(count: InterfaceCount, loopback_only: bool) -> Iterator[Finding]:
+def _interface(count: InterfaceCount, station: Station) -> Iterator[Finding]:
     for reason, times in sorted(count.send_errors.items()):
         yield _send_error(count, reason, times)
-    if count.interface == "unicast" or count.kind == "loopback" or loopback_only:
+    if count.interface == "unicast" or count.kind == "loopback" or station.loopback_only:
         return
     if count.dropped.get("public"):
         yield Finding(
@@ -109,7 +110,7 @@ def _interface(count: InterfaceCount, loopback_only: bool) -> Iterator[Finding]:
                 seen=f"{count.dropped[reason]} packets dropped ({reason})",
                 means=means,
             )
-    if count.sent and not count.received:
+    if count.sent and not count.received and station.radio.deaf is None:
         yield Finding(
             id="nothing-comes-back",
             level="failure",
@@ -118,7 +119,7 @@ def _interface(count: InterfaceCount, loopback_only: bool) -> Iterator[Finding]:
             means=f"a firewall on this machine drops UDP port {PORT}, or the interface has no link",
             do=_open_firewall(),
         )
-    elif count.sent and not count.accepted:
+    elif count.sent and count.received and not count.accepted:
         yield Finding(
             id="nobody-answers",
             level="info",
@@ -202,11 +203,14 @@ def _unreached(lookout: Lookout) -> Iterator[Finding]:
     for each in lookout.survey.unreached.values():
         peer, failure = each.peer, each.failure
         places = ", ".join(join_endpoint(ip, peer.port) for ip in peer.ips())
+        means: str | None = None
         if isinstance(failure, VersionMismatch):
             means = "it is of another version"
         elif isinstance(failure, NotAuthorised):
             means = "it is there and refuses us: its key differs from this machine's"
-        else:
+        elif isinstance(failure, BadData):
+            means = "it answers, and not as a node of this version does"
+        elif isinstance(failure, Unavailable):
             means = f"its beacons arrive; TCP port {peer.port} does not: a firewall, or it just starts"
         yield Finding(
             id="heard-not-reached",
@@ -238,7 +242,14 @@ async def _named_hosts(lookout: Lookout, keyring: Keyring) -> list[Finding]:
     ]
     reached = await asyncio.gather(*(diagnose(ip, port, keyring, PROBE_S) for ip, port in silent))
     return [
-        _verdict("peer-silent", join_endpoint(ip, port), lookout.station.asked_hosts[f"{ip}:{port}"], reach)
+        _verdict(
+            "peer-silent",
+            join_endpoint(ip, port),
+            f"{lookout.station.asked_hosts[f'{ip}:{port}']} probes without an answer",
+            reach,
+            host=ip,
+            keyring=keyring,
+        )
         for (ip, port), reach in zip(silent, reached, strict=True)
     ]
 
@@ -252,7 +263,14 @@ async def _silent_nodes(lookout: Lookout, keyring: Keyring) -> list[Finding]:
     ]
     reached = await asyncio.gather(*(_reach(node, keyring) for node in silent))
     return [
-        _verdict("node-silent", f"{node.name} ({node.endpoint})", None, reach)
+        _verdict(
+            "node-silent",
+            f"{node.name} ({node.endpoint})",
+            "known from before, not heard now",
+            reach,
+            host=split_endpoint(node.endpoint)[0],
+            keyring=keyring,
+        )
         for node, reach in zip(silent, reached, strict=True)
     ]
 
@@ -261,10 +279,7 @@ async def _reach(node: Node, keyring: Keyring) -> Reach:
     return await diagnose(*split_endpoint(node.endpoint), keyring, PROBE_S)
 
 
-def _verdict(kind: str, about: str, knocks: int | None, reach: Reach) -> Finding:
-    knocked = (
-        f"{knocks} probes without an answer; " if knocks is not None else "known from before, not heard now; "
-    )
+def _verdict(kind: str, about: str, knocked: str, reach: Reach, *, host: str, keyring: Keyring) -> Finding:
     told: dict[Reach, tuple[str, str, str]] = {
         Reach.OK: (
             "its TCP port answers with our cluster's certificate",
@@ -279,7 +294,7 @@ def _verdict(kind: str, about: str, knocks: int | None, reach: Reach) -> Finding
         Reach.DOWN: (
             "TCP does not answer either",
             "the machine is off, the address is wrong, or a firewall drops everything",
-            f"ping {about.split()[0].rsplit(':', 1)[0]}",
+            f"ping {host}",
         ),
         Reach.PLAINTEXT: (
             "another program answers there, without TLS",
@@ -289,12 +304,19 @@ def _verdict(kind: str, about: str, knocks: int | None, reach: Reach) -> Finding
         Reach.FOREIGN: (
             "a node with another key answers there",
             "it is reachable and refuses us",
-            "exo key export | ssh THAT-MACHINE exo key join --replace -",
+            f"exo key export | ssh {host} exo key join --replace -"
+            if keyring.kind == "cluster"
+            else "there: exo key export | ssh THIS-MACHINE exo key join -",
         ),
     }
     seen, means, do = told[reach]
     return Finding(
-        id=f"{kind}-{reach.value}", level="failure", about=about, seen=knocked + seen, means=means, do=do
+        id=f"{kind}-{reach.value}",
+        level="failure",
+        about=about,
+        seen=f"{knocked}; {seen}",
+        means=means,
+        do=do,
     )
 
 

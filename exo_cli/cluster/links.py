@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import grpc.aio
 
 from exo_cli.cluster.interfaces import Interface
-from exo_cli.cluster.measure import Sample, Turnstile, measure
-from exo_cli.errors import ExoError, NotAuthorised, TryAgain, Unavailable
+from exo_cli.cluster.measure import Busy, Sample, Turnstile, measure
+from exo_cli.errors import ExoError, Unavailable
 from exo_cli.schemas.topology import InterfaceKind
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire.channels import dial
@@ -48,7 +48,7 @@ def best(ways: Sequence[Way]) -> Way:
     """The fastest; among nearly equal ones the one with the shortest round trip."""
     fastest = max(way.sample.bytes_per_s for way in ways)
     near = [way for way in ways if way.sample.bytes_per_s >= fastest * NEARLY]
-    return min(near, key=lambda way: (way.sample.rtt_us_p50, way.address))
+    return min(near, key=lambda way: (way.sample.rtt_us_p50, -way.sample.bytes_per_s, way.address))
 
 
 def way_out(ip: str, interfaces: Sequence[Interface]) -> Interface | None:
@@ -83,13 +83,13 @@ class LinkMeter:
         *,
         max_age_s: float,
     ) -> Kept:
-        """The best way to a node. Raises TryAgain while either side is busy."""
+        """The best way to a node. Raises Busy while either side is."""
         kept = self._kept.get(node_id)
         if kept is not None and time.monotonic() - kept.at_s <= max_age_s:
             return kept
         with self._turnstile() as free:
             if not free:
-                raise TryAgain("this node is busy", hint="Try again when its requests are done.")
+                raise Busy("this node is busy", hint="Try again when its requests are done.")
             way = await self._measure(node_id, addresses[:MAX_ADDRESSES], interfaces)
         kept = self._kept[node_id] = Kept(way, time.monotonic())
         if len(self._kept) > 1024:
@@ -115,21 +115,21 @@ class LinkMeter:
                     break
                 try:
                     sample = await measure(channel, expected_node_id=node_id, claim=node_id != self._node_id)
-                except TryAgain:
+                except Busy:
                     if not ways:
                         raise
-                    continue
                 except ExoError as failure:
                     failures.append(failure)
-                    continue
-                out = way_out(ip, interfaces)
-                ways.append(Way(ip, out.name if out else None, _kind(ip, out), sample))
+                else:
+                    out = way_out(ip, interfaces)
+                    ways.append(Way(ip, out.name if out else None, _kind(ip, out), sample))
         finally:
             for _, channel in channels:
                 await channel.close()
         if ways:
             return best(ways)
-        raise next((failure for failure in failures if isinstance(failure, NotAuthorised)), failures[0])
+        # Somebody who answers with the wrong thing tells more than an address where nobody does.
+        raise min(failures, key=lambda failure: isinstance(failure, Unavailable))
 
     async def _dial(self, ip: str, port: int) -> grpc.aio.Channel | ExoError:
         try:

@@ -90,7 +90,10 @@ class Lookout:
 
     async def look(self, seconds: float) -> None:
         """Listen for a while; what did not answer by then is taken for dead."""
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds / 2)
+        # One packet may be lost.
+        self.survey.knock_on_silent()
+        await asyncio.sleep(seconds / 2)
         await self.survey.settle()
         self.survey.mark_silent()
         await self.survey.settle()

@@ -8,15 +8,16 @@ are smaller. Knows nothing of which links there are (`survey` does).
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc.aio
 
-from exo_cli.errors import ExoError, InputOutput, NotFound, TryAgain
+from exo_cli.errors import BadData, InputOutput, NotFound, TryAgain
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.hello import check_hello, hello
+from exo_cli.wire.status import translated
 from exo_cli.wire.stubs import control
 
 FRAME_BYTES: Final = 1 << 20
@@ -27,8 +28,15 @@ MEASURE_S: Final = 0.300
 MEASURE_BYTES: Final = 16 << 20
 PINGS: Final = 100
 PINGS_S: Final = 0.150
-TIMEOUT_S: Final = 5.0
+PUSH_S: Final = WARM_UP_S + 4 * MEASURE_S
 END_S: Final = 1.0
+TIMEOUT_S: Final = 5.0
+
+_WHO: Final = "the other node"
+
+
+class Busy(TryAgain):
+    """A node measures with somebody else, or requests run on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +59,24 @@ class Received:
 def percentile(values: list[float], share: float) -> float:
     """Nearest rank, so that it is a value that occurred."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]
+    return ordered[min(len(ordered) - 1, max(0, -(-round(share * 1000) * len(ordered) // 1000) - 1))]
 
 
 def rate(received: list[Received], *, warm_up_ns: int = int(WARM_UP_S * 1e9)) -> float:
     """Bytes per second after the warm-up, by the receiver's clock."""
+    found = _rate(received, warm_up_ns)
+    if found is None:
+        raise InputOutput("the link is too slow to be measured", hint="Look for errors on it: ip -s link")
+    return found
+
+
+def _rate(received: list[Received], warm_up_ns: int) -> float | None:
     after = [each for each in received if each.elapsed_ns >= warm_up_ns]
-    if len(after) < 2:
-        # So slow that the warm-up swallowed it: everything counts from the first frame on.
-        after = received
-    if len(after) < 2 or after[-1].elapsed_ns <= after[0].elapsed_ns:
-        raise TryAgain("the link is too slow to be measured", hint="Look for errors on it: ip -s link.")
-    return (after[-1].bytes - after[0].bytes) / (after[-1].elapsed_ns - after[0].elapsed_ns) * 1e9
+    # A link so slow that the warm-up swallowed it: everything counts from the first frame on.
+    for counts in (after, received):
+        if len(counts) >= 2 and counts[-1].elapsed_ns > counts[0].elapsed_ns:
+            return (counts[-1].bytes - counts[0].bytes) / (counts[-1].elapsed_ns - counts[0].elapsed_ns) * 1e9
+    return None
 
 
 def frame_bytes(bytes_per_s: float) -> int:
@@ -98,13 +112,19 @@ class Turnstile:
 
 async def echo(
     frames: AsyncIterator[pb.EchoFrame], turnstile: Turnstile, node_id: str, boot: int
-) -> AsyncIterator[pb.EchoAck]:
+) -> AsyncGenerator[pb.EchoAck, None]:
     """The receiving side of a measurement."""
     first = await anext(aiter(frames), None)
-    if first is None or first.WhichOneof("kind") != "start":
+    if first is None:
         return
-    check_hello(first.start.hello, "the peer")
+    if first.WhichOneof("kind") != "start":
+        raise BadData("a measuring stream begins with its start")
+    check_hello(first.start.hello, "the caller")
     mine = hello(node_id, boot)
+    if first.start.expected_node_id not in ("", node_id):
+        # It looks for somebody else, and sees from our hello that it has to go on.
+        yield pb.EchoAck(ready=pb.EchoReady(hello=mine))
+        return
     if not first.start.claim:
         yield pb.EchoAck(ready=pb.EchoReady(hello=mine))
         async for ack in _count(frames):
@@ -134,44 +154,41 @@ async def _count(frames: AsyncIterator[pb.EchoFrame]) -> AsyncIterator[pb.EchoAc
 
 
 async def measure(channel: Any, *, expected_node_id: str, claim: bool) -> Sample:
-    """Measure the way over `channel`; raises TryAgain when the other side is busy."""
+    """Measure the way over `channel`; raises Busy when the other side is."""
     call = control(channel).Echo(timeout=TIMEOUT_S)
     try:
-        await call.write(
-            pb.EchoFrame(start=pb.EchoStart(hello=hello(), expected_node_id=expected_node_id, claim=claim))
-        )
-        ready = (await _next(call)).ready
-        check_hello(ready.hello, "the node")
-        if ready.hello.node_id != expected_node_id:
-            raise NotFound("the address leads to another node", hint="exo discover --explain says which.")
-        if ready.busy:
-            raise TryAgain("the node is busy", hint="Try again when its requests are done.")
-        round_trips = await _ping(call)
-        received = await _push(call)
-        await _end(call)
+        with translated(_WHO):
+            await _greet(call, expected_node_id, claim)
+            round_trips = await _ping(call)
+            received = await _push(call)
     finally:
         call.cancel()
     return Sample(percentile(round_trips, 0.50), percentile(round_trips, 0.99), rate(received))
 
 
-async def _end(call: Any) -> None:
-    """Leave in order: the other side is free for the next measurement when this returns."""
-    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        async with asyncio.timeout(END_S):
-            await call.done_writing()
-            while await call.read() is not grpc.aio.EOF:
-                pass
+async def _greet(call: Any, expected_node_id: str, claim: bool) -> None:
+    start = pb.EchoStart(hello=hello(), expected_node_id=expected_node_id, claim=claim)
+    ready = (await _ask(call, pb.EchoFrame(start=start))).ready
+    check_hello(ready.hello, _WHO)
+    if ready.hello.node_id != expected_node_id:
+        raise NotFound("the address leads to another node", hint="exo discover --explain says which.")
+    if ready.busy:
+        raise Busy("the node is busy", hint="Try again when its requests are done.")
 
 
-async def _next(call: Any) -> pb.EchoAck:
-    try:
-        ack = await call.read()
-    except grpc.aio.AioRpcError as error:
-        raise InputOutput(f"the measuring stream broke: {error.details()}") from error
+async def _ask(call: Any, frame: pb.EchoFrame) -> pb.EchoAck:
+    # A call that is over refuses to write; reading says why it is over.
+    with contextlib.suppress(asyncio.InvalidStateError):
+        await call.write(frame)
+    ack = await call.read()
     if ack is grpc.aio.EOF:
-        raise InputOutput("the other side ended the measuring stream")
+        raise _ended()
     assert isinstance(ack, pb.EchoAck)
     return ack
+
+
+def _ended() -> InputOutput:
+    return InputOutput("the other node ended the measuring stream", hint="Is it about to stop? Try again.")
 
 
 async def _ping(call: Any) -> list[float]:
@@ -180,8 +197,9 @@ async def _ping(call: Any) -> list[float]:
     until = time.monotonic() + PINGS_S
     for number in range(1, PINGS + 6):
         began_ns = time.perf_counter_ns()
-        await call.write(pb.EchoFrame(ping=number))
-        await _next(call)
+        ack = await _ask(call, pb.EchoFrame(ping=number))
+        if ack.pong != number:
+            raise BadData("the other node does not answer what it is asked")
         if number > 5:
             times.append((time.perf_counter_ns() - began_ns) / 1000)
         if times and time.monotonic() > until:
@@ -190,42 +208,66 @@ async def _ping(call: Any) -> list[float]:
 
 
 async def _push(call: Any) -> list[Received]:
-    """Send for the warm-up and the measuring time; what the receiver counted, in order."""
-    received: list[Received] = []
-    done = asyncio.Event()
+    """Send for the warm-up and the measuring time; what the receiver counted, in order.
 
-    def measured() -> bool:
-        last = received[-1]
-        if last.elapsed_ns < WARM_UP_S * 1e9:
-            return False
-        warm = next(each for each in received if each.elapsed_ns >= WARM_UP_S * 1e9)
-        return last.bytes - warm.bytes >= MEASURE_BYTES or last.elapsed_ns >= (WARM_UP_S + MEASURE_S) * 1e9
+    Leaves in order where the link allows it: the other side is free for the next one when this returns.
+    """
+    received: list[Received] = []
+    enough = asyncio.Event()
+    sent_bytes = 0
+
+    async def send() -> None:
+        nonlocal sent_bytes
+        size, payload = FIRST_FRAME_BYTES, bytes(FRAME_BYTES)
+        # Why a call is over, the listener says.
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while not enough.is_set():
+                sent_bytes += size
+                await call.write(pb.EchoFrame(payload=payload[:size]))
+                so_far = _rate(received, int(WARM_UP_S * 1e9))
+                if so_far is not None:
+                    size = frame_bytes(so_far)
+            await call.done_writing()
 
     async def listen() -> None:
         try:
-            while not done.is_set():
-                ack = await _next(call)
-                received.append(Received(ack.received.bytes, ack.received.elapsed_ns))
-                if measured():
-                    done.set()
-        except ExoError:
-            done.set()
-            raise
+            while (ack := await call.read()) is not grpc.aio.EOF:
+                received.append(_next_count(ack, received, sent_bytes))
+                if _measured(received):
+                    enough.set()
+            if not enough.is_set():
+                raise _ended()
+        finally:
+            enough.set()
 
-    listener = asyncio.create_task(listen())
-    size = FIRST_FRAME_BYTES
-    payload = bytes(FRAME_BYTES)
+    sender, listener = asyncio.create_task(send()), asyncio.create_task(listen())
     try:
-        async with asyncio.timeout(WARM_UP_S + 4 * MEASURE_S):
-            while not done.is_set():
-                await call.write(pb.EchoFrame(payload=payload[:size]))
-                if len(received) >= 2 and received[-1].elapsed_ns > received[0].elapsed_ns:
-                    size = frame_bytes(rate(received))
-    except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        done.set()
-    if listener.done():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PUSH_S):
+                await enough.wait()
+        enough.set()
+        await asyncio.wait((sender, listener), timeout=END_S)
+    finally:
+        # Ends the call, where a link so slow has not carried yet what was sent.
+        sender.cancel()
+        listener.cancel()
+        await asyncio.wait((sender, listener))
+    if not listener.cancelled():
         listener.result()
-    else:
-        with contextlib.suppress(TimeoutError, ExoError):
-            await asyncio.wait_for(listener, 0.2)
     return received
+
+
+def _next_count(ack: pb.EchoAck, before: list[Received], sent_bytes: int) -> Received:
+    count = Received(ack.received.bytes, ack.received.elapsed_ns)
+    last = before[-1] if before else Received(0, 0)
+    if not (last.bytes < count.bytes <= sent_bytes and last.elapsed_ns <= count.elapsed_ns):
+        raise BadData("the other node miscounts what it receives")
+    return count
+
+
+def _measured(received: list[Received]) -> bool:
+    last = received[-1]
+    if last.elapsed_ns < WARM_UP_S * 1e9:
+        return False
+    warm = next(each for each in received if each.elapsed_ns >= WARM_UP_S * 1e9)
+    return last.bytes - warm.bytes >= MEASURE_BYTES or last.elapsed_ns >= (WARM_UP_S + MEASURE_S) * 1e9

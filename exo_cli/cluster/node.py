@@ -6,6 +6,7 @@ or models.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,16 +49,18 @@ class NodeHost:
         source: KeyringSource,
         *,
         on_change: Callable[[Change], None] = lambda change: None,
-        requests_run: Callable[[], bool] = lambda: False,
+        make_service: Callable[["NodeHost"], NodeService] | None = None,
     ) -> None:
         self._options = options
         self._source = source
         self._on_change = on_change
-        self._requests_run = requests_run
+        self._make_service = make_service or (lambda host: NodeService(host.me, source, Turnstile()))
         self._survey: Survey | None = None
         self.identity: Identity
         self.port = 0
         self.hosts: list[str] = []
+        self._grace_s = 0.0
+        self._undo = AsyncExitStack()
 
     @property
     def survey(self) -> Survey:
@@ -73,20 +76,35 @@ class NodeHost:
     async def start(self) -> None:
         """Claim the identity, listen, and announce; what was started is undone on failure."""
         options = self._options
-        self.hosts, wanted_port, fixed = listen_on(options.listen, self._source, options.choice)
-        self.port = ports.choose(self.hosts, wanted_port, fixed=fixed)
-        self._port_is_fixed = fixed
-        self.identity = claim(options.nodes_dir, options.name)
-        try:
-            await self._start()
-        except BaseException:
-            self.identity.release()
-            raise
+        self.hosts, wanted, fixed = listen_on(options.listen, self._source, options.choice)
+        async with AsyncExitStack() as undo:
+            self.identity = claim(options.nodes_dir, options.name)
+            undo.callback(self.identity.release)
+            # What cannot be read ends us before anybody hears of us.
+            await asyncio.to_thread(TopologyFile(options.topology).read)
+            self._server = self._bind(wanted, fixed=fixed)
+            undo.push_async_callback(self._stop_server)
+            await self._start(undo)
+            self._undo = undo.pop_all()
 
-    async def _start(self) -> None:
+    def _bind(self, wanted: int, *, fixed: bool) -> ControlServer:
+        """A server on the port, or on the next free one; another node may take one while we look."""
+        last = wanted + ports.TRIES - 1
+        while True:
+            port = ports.choose(self.hosts, wanted, fixed=fixed)
+            server = ControlServer(self._source)
+            try:
+                self.port = server.bind(self.hosts, port)
+            except SystemFailure:
+                if fixed or port >= last:
+                    raise
+                wanted = port + 1
+            else:
+                return server
+
+    async def _start(self, undo: AsyncExitStack) -> None:
         options = self._options
         accelerator = await asyncio.to_thread(facts.probe_accelerator)
-        self._bind()
         voice = Voice(
             node_id=bytes.fromhex(self.identity.node_id),
             boot=self.identity.boot,
@@ -106,6 +124,7 @@ class NodeHost:
             identity=self.identity,
             machine=await asyncio.to_thread(facts.machine, accelerator),
             role=options.role,
+            host=local_host(self.hosts[0]),
             port=self.port,
             interfaces=lambda: self.station.radio.interfaces,
             next_seq=self.station.next_seq,
@@ -117,24 +136,12 @@ class NodeHost:
             on_change=self._on_change,
             describe_self=self.me.record,
         )
-        self._server.add(NodeService(self.me, self._source, Turnstile(self._requests_run)))
+        self._server.add(self._make_service(self))
         await self._server.start()
         await self.station.start()
+        undo.push_async_callback(self._leave)
         self.identity.publish(port=self.port, voice_port=self.station.radio.own_port)
         await self._survey.start()
-
-    def _bind(self) -> None:
-        """Listen; where another node took the port since it was chosen, on the next free one."""
-        while True:
-            self._server = ControlServer(self._source)
-            try:
-                self.port = self._server.bind(self.hosts, self.port)
-            except SystemFailure:
-                if self._port_is_fixed or self.port == 0:
-                    raise
-                self.port = ports.choose(self.hosts, self.port + 1, fixed=False)
-            else:
-                return
 
     async def drain(self) -> None:
         """Tell everybody that no new work is taken."""
@@ -142,12 +149,22 @@ class NodeHost:
         await self._server.set_serving(False)
 
     async def stop(self, grace_s: float = 1.0) -> None:
-        """Say goodbye, finish what runs, leave the topology."""
+        """Say goodbye, leave the topology, finish what runs."""
+        self._grace_s = grace_s
+        await self._undo.aclose()
+
+    async def _leave(self) -> None:
         await self.station.stop()
         self.survey.forget_self(self.identity.node_id)
         await self.survey.stop()
-        await self._server.stop(grace_s)
-        self.identity.release()
+
+    async def _stop_server(self) -> None:
+        await self._server.stop(self._grace_s)
+
+
+def local_host(host: str) -> str:
+    """Where processes of this machine reach a server that listens on `host`."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host
 
 
 def is_loopback(host: str) -> bool:

@@ -4,9 +4,11 @@
 """
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from contextlib import aclosing
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -15,14 +17,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from exo_cli.cluster.describe import Self
 from exo_cli.cluster.links import LinkMeter
-from exo_cli.cluster.measure import Turnstile, echo
+from exo_cli.cluster.measure import TIMEOUT_S, Busy, Turnstile, echo
 from exo_cli.errors import BadData, ExoError, SystemFailure, TryAgain
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.channels import SERVER_OPTIONS, server_credentials
 from exo_cli.wire.exo_pb2_grpc import ControlServicer
 from exo_cli.wire.hello import check_hello, hello
-from exo_cli.wire.status import code_of
+from exo_cli.wire.status import abort
 from exo_cli.wire.stubs import add_control
 
 CONTROL = "exo.v1.Control"
@@ -39,32 +41,37 @@ class NodeService(ControlServicer):
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:
         await self._check(request.hello, context)
-        record = await asyncio.to_thread(self._me.record)
-        return pb.DescribeReply(hello=self._hello(), node=msgspec.json.encode(record), numerics=["exact"])
+        node = msgspec.json.encode(self._me.record())
+        return pb.DescribeReply(hello=self._hello(), node=node, numerics=["exact"])
 
-    async def Echo(self, frames: AsyncIterator[pb.EchoFrame], context: Any) -> AsyncIterator[pb.EchoAck]:
+    async def Echo(self, frames: AsyncIterator[pb.EchoFrame], context: Any) -> None:
         identity = self._me.identity
         try:
-            async for ack in echo(frames, self._turnstile, identity.node_id, identity.boot):
-                yield ack
+            # Whoever opens a measurement and falls silent must not keep the others from theirs.
+            async with asyncio.timeout(TIMEOUT_S):
+                async with aclosing(echo(frames, self._turnstile, identity.node_id, identity.boot)) as acks:
+                    async for ack in acks:
+                        await context.write(ack)
+        except TimeoutError:
+            await abort(context, TryAgain(f"a measurement takes {TIMEOUT_S:g} s at most"))
         except ExoError as error:
-            await _abort(context, error)
+            await abort(context, error)
 
     async def Measure(self, request: pb.MeasureRequest, context: Any) -> pb.MeasureReply:
         await self._check(request.hello, context)
         me = self._me
         target = request.target_node_id
         if target == me.identity.node_id:
-            addresses = [("127.0.0.1", me.port)]
+            addresses = [(me.host, me.port)]
         else:
             addresses = [(each.ip, each.port) for each in request.addresses]
-        if any(not 0 < port < 65536 for _, port in addresses):
-            await _abort(context, BadData("an address to measure has no valid port"))
+        if not all(_is_address(ip, port) for ip, port in addresses):
+            await abort(context, BadData("what is to be measured is no list of addresses with ports"))
         try:
             kept = await self._meter.way_to(
                 target, addresses, me.interfaces(), max_age_s=min(request.max_age_ms / 1000, MAX_AGE_S)
             )
-        except TryAgain:
+        except Busy:
             return pb.MeasureReply(busy=True)
         except ExoError as error:
             return pb.MeasureReply(error=error.message, boot=me.identity.boot, seq=me.next_seq())
@@ -90,12 +97,16 @@ class NodeService(ControlServicer):
         try:
             check_hello(theirs, "the caller")
         except ExoError as error:
-            await _abort(context, error)
+            await abort(context, error)
 
 
-async def _abort(context: Any, error: ExoError) -> NoReturn:
-    await context.abort(code_of(error), error.message)
-    raise AssertionError("abort returns never")
+def _is_address(ip: str, port: int) -> bool:
+    """A literal one: a name would make this node ask a name server on somebody's word."""
+    try:
+        ipaddress.ip_address(ip)
+    except ValueError:
+        return False
+    return 0 < port < 65536
 
 
 class ControlServer:
@@ -116,7 +127,8 @@ class ControlServer:
                 bound = self._server.add_secure_port(f"{bracketed}:{port}", server_credentials(self._source))
             except RuntimeError as error:
                 raise SystemFailure(
-                    f"cannot listen on {bracketed}:{port}", hint="The port is taken."
+                    f"cannot listen on {bracketed}:{port}: it was taken just now",
+                    hint="Give another --listen, or try again.",
                 ) from error
             port = bound
         return port

@@ -43,6 +43,10 @@ MEASURE_TIMEOUT_S = 20.0
 BUSY_TRIES = 8
 BUSY_PAUSE_S = 0.4
 WRITE_PAUSE_S = 0.1
+DESCRIBE_ADDRESSES = 4
+LINK_RETRY_S = 30.0
+MAX_WORD = 64
+MAX_SENTENCE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +84,14 @@ class Survey:
         self._verdicts: dict[str, NodeState] = {}
         """Nodes that we hold for silent: our observation, not a part of the record's version."""
         self._links: dict[tuple[str, str], Link] = {}
+        self._failed_s: dict[tuple[str, int, str, int], float] = {}
         self._touched: set[str] = set()
+        self._knocked: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._describing: set[str] = set()
+        self._again: set[str] = set()
         self._dirty = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._keeper: list[asyncio.Task[None]] = []
 
     # -- life ------------------------------------------------------------------------------------
@@ -92,9 +100,12 @@ class Survey:
         """Read the file, and keep it up to date from now on."""
         self.topology = await asyncio.to_thread(self._file.read)
         for node in self.topology.nodes:
-            host, port = _parts(node)
-            if not self.station.loopback_only or host.startswith("127."):
-                self.station.knock(host, port)
+            if not _is_endpoint(node.endpoint):
+                raise BadData(
+                    f"{self._file.path}: the endpoint of {node.name} is no address with a port",
+                    hint=f"Remove it (rm {self._file.path}); exo discover writes a new one.",
+                )
+        self.knock_on_silent()
         self._keeper = [asyncio.create_task(self._write_loop()), asyncio.create_task(self._refresh_loop())]
         if self._describe_self is not None:
             self._touch_self()
@@ -109,6 +120,20 @@ class Survey:
         if self._dirty.is_set():
             await self._write()
 
+    def knock_on_silent(self) -> None:
+        """Ask the nodes of the file that were not heard, each where it was last."""
+        for node in self._silent():
+            host, port = _parts(node)
+            if not self.station.loopback_only or host == "::1" or host.startswith("127."):
+                self._knocked.add(node.id)
+                self.station.knock(host, port)
+
+    def _silent(self) -> list[Node]:
+        heard = self.station.membership.peers
+        return [
+            node for node in self.topology.nodes if node.id not in self.described and node.id not in heard
+        ]
+
     def heard(self, change: Change) -> None:
         """The station's news."""
         peer = change.peer
@@ -118,17 +143,23 @@ class Survey:
             self.unreached.pop(peer.node_id, None)
             self._dirty.set()
         elif change.what in ("suspect", "dead"):
-            known = self.described.get(peer.node_id)
-            if known is not None:
-                state: NodeState = "suspect" if change.what == "suspect" else "dead"
-                self._verdicts[peer.node_id] = state
-                self.described[peer.node_id] = msgspec.structs.replace(known, state=state)
-                self._touch(peer.node_id)
+            self._judge(peer.node_id, "suspect" if change.what == "suspect" else "dead")
         if change.what in ("joined", "changed", "refuted"):
             self._gone.discard(peer.node_id)
             self._verdicts.pop(peer.node_id, None)
-            self._spawn(self._describe(peer))
+            if peer.node_id in self._describing:
+                self._again.add(peer.node_id)
+            else:
+                self._spawn(self._describe(peer))
         self._on_change(change)
+
+    def _judge(self, node_id: str, verdict: NodeState) -> None:
+        in_file = next((node for node in self.topology.nodes if node.id == node_id), None)
+        known = self.described.get(node_id, in_file)
+        if known is not None:
+            self._verdicts[node_id] = verdict
+            self.described[node_id] = msgspec.structs.replace(known, state=verdict)
+            self._touch(node_id)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -138,24 +169,30 @@ class Survey:
     # -- describing ------------------------------------------------------------------------------
 
     async def _describe(self, peer: Peer) -> None:
-        if peer.node_id in self._describing:
-            return
         self._describing.add(peer.node_id)
+        try:
+            await self._describe_once(peer)
+            while peer.node_id in self._again:
+                # What was just told may be from before the change.
+                self._again.discard(peer.node_id)
+                await self._describe_once(peer)
+        finally:
+            self._describing.discard(peer.node_id)
+
+    async def _describe_once(self, peer: Peer) -> None:
         try:
             if all("%" in ip for ip in peer.ips()):
                 # An address of this link only: one that means something elsewhere may be on its way.
                 await asyncio.sleep(BETTER_ADDRESS_S)
             node = await describe(peer, self._source)
         except ExoError as failure:
-            self.unreached[peer.node_id] = Unreached(peer, failure)
-        else:
-            self.unreached.pop(peer.node_id, None)
-            if peer.node_id in self._gone:
-                return
+            if peer.node_id not in self._gone:
+                self.unreached[peer.node_id] = Unreached(peer, failure)
+            return
+        self.unreached.pop(peer.node_id, None)
+        if peer.node_id not in self._gone:
             self.described[peer.node_id] = _with_status(node, peer)
             self._touch(peer.node_id)
-        finally:
-            self._describing.discard(peer.node_id)
 
     async def _refresh_loop(self) -> None:
         """Look again at those that could not be reached, and now and then at everybody."""
@@ -168,7 +205,8 @@ class Survey:
                 if self._describe_self is not None:
                     self._touch_self()
             for peer in self.station.membership.alive():
-                if peer.status == "alive" and (everybody or peer.node_id in self.unreached):
+                wanted_now = everybody or peer.node_id in self.unreached
+                if peer.status == "alive" and wanted_now and peer.node_id not in self._describing:
                     self._spawn(self._describe(peer))
 
     def touch_self(self) -> None:
@@ -183,13 +221,9 @@ class Survey:
         self._touch(record.id)
 
     def mark_silent(self) -> None:
-        """Nodes of the file that did not answer in all this time do not live."""
-        for node in self.topology.nodes:
-            if (
-                node.id not in self.described
-                and node.id not in self.station.membership.peers
-                and node.state != "dead"
-            ):
+        """Nodes of the file that were asked and did not answer in all this time do not live."""
+        for node in self._silent():
+            if node.id in self._knocked and node.state != "dead":
                 self.described[node.id] = msgspec.structs.replace(node, state="dead")
                 self._touch(node.id)
 
@@ -208,7 +242,7 @@ class Survey:
         await self.settle()
         nodes = [node for node in self.described.values() if node.state in ("ready", "draining")]
         seen = msgspec.structs.replace(self.topology, nodes=tuple(nodes))
-        waiting = wanted(seen, _now_ms(), fresh=fresh)
+        waiting = [pair for pair in wanted(seen, _now_ms(), fresh=fresh) if not self._failed_lately(pair)]
         involved = {node.id for pair in waiting for node in (pair.source, pair.target)}
         for node in nodes:
             if node.id in involved and node.loopback_bytes_per_s is None:
@@ -223,16 +257,23 @@ class Survey:
                     running[asyncio.create_task(self._measure_pair(pair, fresh=fresh))] = pair
                 finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in finished:
-                    del running[task]
+                    pair = running.pop(task)
                     link = task.result()
                     self._links[link.from_, link.to] = link
+                    if link.error is not None:
+                        self._failed_s[_ends(pair)] = time.monotonic()
                     done += 1
                     on_progress(done, total)
                 self._dirty.set()
         finally:
             for task in running:
                 task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
         await self.settle()
+
+    def _failed_lately(self, pair: Pair) -> bool:
+        failed_s = self._failed_s.get(_ends(pair))
+        return failed_s is not None and time.monotonic() - failed_s < LINK_RETRY_S
 
     async def _measure_loopback(self, node: Node) -> None:
         try:
@@ -240,7 +281,7 @@ class Survey:
         except ExoError:
             return
         current = self.described.get(node.id)
-        if reply.bytes_per_s and current is not None:
+        if _believable(reply) and current is not None:
             self.described[node.id] = msgspec.structs.replace(current, loopback_bytes_per_s=reply.bytes_per_s)
             self._touch(node.id)
 
@@ -251,7 +292,9 @@ class Survey:
         except ExoError as failure:
             return _no_figure(pair, failure.message)
         if reply.error:
-            return _no_figure(pair, reply.error, reply.boot, reply.seq)
+            return _no_figure(pair, reply.error[:MAX_SENTENCE], reply)
+        if not _believable(reply):
+            return _no_figure(pair, f"{pair.source.name} answers with a figure that cannot be")
         link = Link(
             from_=pair.source.id,
             to=pair.target.id,
@@ -260,7 +303,7 @@ class Survey:
             address=reply.address or None,
             rtt_us_p50=round(reply.rtt_us_p50, 1),
             rtt_us_p99=round(reply.rtt_us_p99, 1),
-            bytes_per_s=round(reply.bytes_per_s),
+            bytes_per_s=float(round(reply.bytes_per_s)),
             limited_by=None,
             boot=reply.boot,
             seq=reply.seq,
@@ -300,11 +343,10 @@ class Survey:
         self._dirty.set()
 
     async def settle(self) -> None:
-        """Wait until what is known is written."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._dirty.is_set():
-            await self._write()
+        """Wait until the questions of this moment are answered, and what is known is written."""
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        await self._write()
 
     async def _write_loop(self) -> None:
         while True:
@@ -313,31 +355,36 @@ class Survey:
             await self._write()
 
     async def _write(self) -> None:
-        self._dirty.clear()
-        nodes = [self.described[node_id] for node_id in self._touched if node_id in self.described]
-        links, gone = list(self._links.values()), frozenset(self._gone)
-        verdicts = dict(self._verdicts)
-        self._touched.clear()
+        async with self._writing:
+            self._dirty.clear()
+            touched, self._touched = self._touched, set()
+            nodes = [self.described[node_id] for node_id in touched if node_id in self.described]
+            links, gone, verdicts = list(self._links.values()), frozenset(self._gone), dict(self._verdicts)
 
-        def change(old: Topology) -> Topology:
-            known = {node.id: node for node in old.nodes}
-            news = [_judged(node, known.get(node.id), verdicts.get(node.id)) for node in nodes]
-            return merge(old, news, links, gone=gone, now_unix_ms=_now_ms())
+            def change(old: Topology) -> Topology:
+                known = {node.id: node for node in old.nodes}
+                news = [_judged(node, known.get(node.id), verdicts.get(node.id)) for node in nodes]
+                return merge(old, news, links, gone=gone, now_unix_ms=_now_ms())
 
-        try:
-            self.topology = await asyncio.to_thread(self._file.update, change)
-            self.problem = None
-        except ExoError as problem:
-            # What is known is shown all the same; whoever runs us says that it could not be kept.
-            self.problem = problem
-            self.topology = change(self.topology)
+            try:
+                self.topology = await asyncio.to_thread(self._file.update, change)
+                self.problem = None
+            except asyncio.CancelledError:
+                self._touched |= touched
+                self._dirty.set()
+                raise
+            except ExoError as problem:
+                # What is known is shown all the same; whoever runs us says that it could not be kept.
+                self.problem = problem
+                self._touched |= touched
+                self.topology = change(self.topology)
         self._on_topology(self.topology)
 
 
 async def describe(peer: Peer, source: KeyringSource) -> Node:
     """Ask a node for its record, over mutual TLS, at one address after the other."""
     failures: list[ExoError] = []
-    for ip in peer.ips():
+    for ip in peer.ips()[:DESCRIBE_ADDRESSES]:
         try:
             node = await describe_at(ip, peer.port, source, fingerprint=peer.fingerprint)
         except ExoError as failure:
@@ -376,7 +423,27 @@ def _with_status(node: Node, peer: Peer) -> Node:
     return node if peer.status == "alive" else msgspec.structs.replace(node, state=peer.status)
 
 
-def _no_figure(pair: Pair, error: str, boot: int | None = None, seq: int | None = None) -> Link:
+def _ends(pair: Pair) -> tuple[str, int, str, int]:
+    return pair.source.id, pair.source.boot, pair.target.id, pair.target.boot
+
+
+def _believable(reply: pb.MeasureReply) -> bool:
+    """A member's claim like any other: what the file could not hold is not taken."""
+    counts = (reply.rtt_us_p50, reply.rtt_us_p99, reply.bytes_per_s, reply.boot, reply.seq)
+    words = (reply.interface, reply.kind, reply.address)
+    return (
+        not reply.error
+        and reply.bytes_per_s >= 1
+        and all(0 <= count < 2**63 for count in counts)
+        and reply.age_ms <= _now_ms()
+        and all(len(word) <= MAX_WORD for word in words)
+    )
+
+
+def _no_figure(pair: Pair, error: str, reply: pb.MeasureReply | None = None) -> Link:
+    boot, seq = pair.source.boot, pair.source.seq
+    if reply is not None and boot == reply.boot and seq < reply.seq < 2**63:
+        seq = reply.seq
     return Link(
         from_=pair.source.id,
         to=pair.target.id,
@@ -387,8 +454,8 @@ def _no_figure(pair: Pair, error: str, boot: int | None = None, seq: int | None 
         rtt_us_p99=None,
         bytes_per_s=None,
         limited_by=None,
-        boot=pair.source.boot if boot is None else boot,
-        seq=pair.source.seq if seq is None else seq,
+        boot=boot,
+        seq=seq,
         error=error,
         measured_unix_ms=_now_ms(),
     )
@@ -399,6 +466,14 @@ def _kind(text: str) -> InterfaceKind | None:
         return msgspec.convert(text, InterfaceKind) if text else None
     except msgspec.ValidationError:
         return "unknown"
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        host, port = split_endpoint(text)
+    except ValueError:
+        return False
+    return bool(host) and 0 < port < 65536
 
 
 def _parts(node: Node) -> tuple[str, int]:

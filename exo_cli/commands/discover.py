@@ -14,6 +14,7 @@ from exo_cli.commands.options import (
     NameOption,
     NoInterfaceOption,
     PeerOption,
+    peers,
     seconds,
 )
 from exo_cli.commands.session import Session, verb
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
 @verb
 def discover(
     session: Session,
+    context: typer.Context,
     for_: Annotated[
         str,
         typer.Option("--for", envvar="EXO_FOR", metavar="TIME", help="How long to listen before measuring."),
@@ -96,17 +98,9 @@ def discover(
     listen_s = seconds(for_, "--for")
     nodes = _nodes_wanted(wait)
     timeout_s = seconds(timeout, "--timeout")
-    if explain and (watch or announce):
-        raise UsageProblem("--explain looks once; it does not go with --watch or --announce")
-    if wait is not None and (watch or announce):
-        raise UsageProblem("--wait ends by itself; it does not go with --watch or --announce")
-    if not announce and (name is not None or listen is not None):
-        raise UsageProblem("--name and --listen say how this machine is announced; they need --announce")
-    if format_ == "svg" and (output.json or explain or announce or watch):
-        raise UsageProblem(
-            "--format svg is one picture of the topology",
-            hint="It goes with none of --json, --explain, --announce and --watch.",
-        )
+    if format_ == "svg" and output.json:
+        raise UsageProblem("--format svg is a picture, --json is text", hint="Leave one of them out.")
+    _refuse_mixtures(context)
     choice = Choice(tuple(interface or ()), tuple(no_interface or ()))
     check_choice(choice)
     source = KeyringSource(insecure)
@@ -114,14 +108,41 @@ def discover(
         output.warning(INSECURE_WARNING)
     if announce:
         return _announce(session, source, choice, peer, name, listen)
-    with suppress(asyncio.CancelledError):
-        lookout_run = _Run(session, source, choice, peer, measure, format_)
-        if watch:
-            return asyncio.run(lookout_run.watch())
-        if explain:
-            return asyncio.run(lookout_run.explain(listen_s))
-        return asyncio.run(lookout_run.once(listen_s, nodes, timeout_s))
-    return Exit.INTERRUPTED
+    lookout_run = _Run(session, source, choice, peer, measure, format_)
+    if watch:
+        return asyncio.run(lookout_run.watch())
+    if explain:
+        return asyncio.run(lookout_run.explain(listen_s))
+    return asyncio.run(lookout_run.once(listen_s, nodes, timeout_s))
+
+
+# What each way to look cannot use; an option that was typed is never ignored.
+_WAYS = {
+    "--explain": ("--watch", "--announce", "--wait", "--measure", "--format"),
+    "--watch": ("--announce", "--wait", "--for", "--format"),
+    "--announce": ("--wait", "--for", "--measure", "--format"),
+    "--wait": ("--for",),
+}
+_NEEDS = {"--timeout": "--wait", "--name": "--announce", "--listen": "--announce"}
+
+
+def _refuse_mixtures(context: typer.Context) -> None:
+    """Options that do not go together. What comes from the environment or a file is for other calls too."""
+    typed = {
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name
+        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    }
+    for way, others in _WAYS.items():
+        for other in others:
+            if way in typed and other in typed:
+                raise UsageProblem(f"{way} and {other} do not go together", hint="Leave one of them out.")
+    for option, needed in _NEEDS.items():
+        if option in typed and needed not in typed:
+            raise UsageProblem(
+                f"{option} means nothing without {needed}", hint=f"Add {needed}, or leave it out."
+            )
 
 
 def _nodes_wanted(wait: str | None) -> int | None:
@@ -141,13 +162,12 @@ class _Run:
         session: Session,
         source: "KeyringSource",
         choice: "Choice",
-        peers: list[str] | None,
+        asked: list[str] | None,
         measure: str,
         format_: str,
     ) -> None:
         from exo_cli import config
         from exo_cli.cluster.lookout import LookoutOptions
-        from exo_cli.cluster.ports import parse_peer
 
         self._output = session.output
         self._source = source
@@ -158,7 +178,7 @@ class _Run:
             nodes_dir=config.nodes_dir(),
             topology=session.topology,
             choice=choice,
-            peers=tuple(parse_peer(each) for each in peers or ()),
+            peers=peers(asked),
         )
 
     async def once(self, listen_s: float, nodes: int | None, timeout_s: float) -> int:
@@ -175,7 +195,7 @@ class _Run:
                 except TryAgain as failure:
                     missing = failure
             await self._measure_links(lookout)
-        self._show(lookout.survey.topology)
+        self._show(lookout.survey.topology, kept=lookout.survey.problem is None)
         self._tell(lookout)
         if missing is not None:
             raise missing
@@ -209,17 +229,25 @@ class _Run:
     async def watch(self) -> int:
         """Follow what happens until Ctrl-C."""
         import asyncio
+        import os
         import signal
 
         from exo_cli.cluster.lookout import Lookout
-
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, stop.set)
         from exo_cli.commands.discover_view import Screen
 
-        with Screen(self._output) as screen:
+        stop = asyncio.Event()
+        got: list[signal.Signals] = []
+
+        def received(number: signal.Signals) -> None:
+            if got:
+                os._exit(Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED)
+            got.append(number)
+            stop.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, received, number)
+        with Screen(self._output, on_closed=stop.set) as screen:
             lookout = Lookout(
                 self._options, self._source, on_change=screen.change, on_topology=screen.topology
             )
@@ -228,9 +256,12 @@ class _Run:
                 while not stop.is_set():
                     with suppress(TimeoutError):
                         await asyncio.wait_for(stop.wait(), 2.0)
+                    screen.problem(lookout.survey.problem)
                     if not stop.is_set() and self._measure != "never":
                         await self._until(stop, lookout)
-        return Exit.OK
+        if screen.closed is not None:
+            raise screen.closed
+        return Exit.INTERRUPTED if got == [signal.SIGINT] else Exit.OK
 
     async def _until(self, stop: "asyncio.Event", lookout: "Lookout") -> None:
         """Measure what has no figure, unless we are told to stop."""
@@ -254,14 +285,16 @@ class _Run:
 
         await lookout.survey.measure(fresh=self._measure == "always", on_progress=progress)
 
-    def _show(self, topology: "Topology") -> None:
+    def _show(self, topology: "Topology", *, kept: bool) -> None:
         from exo_cli.commands.discover_view import picture, table
 
         output = self._output
         if output.json:
-            from exo_cli.cluster.topology_file import encode
+            from exo_cli.cluster.topology_file import TopologyFile, encode
 
-            output.write(encode(topology).decode())
+            # Exactly the file, also where somebody else has laid it out.
+            data = TopologyFile(self._path).read_bytes() if kept else encode(topology)
+            output.write(data.decode())
         elif self._format == "svg":
             output.write(picture(topology))
         elif output.quiet and self._format == "auto":
@@ -283,10 +316,9 @@ class _Run:
         for change in lookout.doubles:
             output.warning(f"two nodes have the id {change.peer.node_id} ({change.peer.name})")
         if lookout.station.strangers:
-            machines = {stranger.address for stranger in lookout.station.strangers}
-            output.note(
-                f"{len(machines)} machines with another key were heard; exo discover --explain names them"
-            )
+            machines = len({stranger.address for stranger in lookout.station.strangers})
+            who = "1 machine that is" if machines == 1 else f"{machines} machines that are"
+            output.note(f"heard {who} not of this cluster; exo discover --explain says more")
         if lookout.source.current().kind == "local":
             output.hint("only this machine was looked at; exo key new makes a cluster of several")
 
@@ -298,16 +330,15 @@ def _announce(
     session: Session,
     source: "KeyringSource",
     choice: "Choice",
-    peers: list[str] | None,
+    asked: list[str] | None,
     name: str | None,
     listen: str | None,
 ) -> int:
     import asyncio
 
     from exo_cli import config
-    from exo_cli.cluster.lifecycle import run_node
+    from exo_cli.cluster.lifecycle import double_id, run_node
     from exo_cli.cluster.node import NodeHost, NodeOptions
-    from exo_cli.cluster.ports import parse_peer
     from exo_cli.schemas.events import ReadyLine, StoppedLine, line
 
     output = session.output
@@ -318,7 +349,7 @@ def _announce(
         name=name,
         listen=listen,
         choice=choice,
-        peers=tuple(parse_peer(each) for each in peers or ()),
+        peers=peers(asked),
     )
 
     def ready(event: ReadyLine) -> None:
@@ -328,8 +359,11 @@ def _announce(
 
     def changed(change: "Change") -> None:
         output.detail(f"{change.peer.name}: {change.what}")
+        if change.what == "duplicate-id":
+            output.warning(double_id(change))
 
-    stopped, code = asyncio.run(run_node(NodeHost(options, source, on_change=changed), on_ready=ready))
+    host = NodeHost(options, source, on_change=changed)
+    stopped, code = asyncio.run(run_node(host, source, on_ready=ready, warn=output.warning))
     if output.json:
         output.line(line(StoppedLine(reason=stopped.name)))
     return code

@@ -1,6 +1,7 @@
 """What `discover` shows: a table, a picture, and both again and again under --watch."""
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from exo_cli.output import Output, visible
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from exo_cli.cluster.membership import Change
+    from exo_cli.errors import ExoError
     from exo_cli.schemas.topology import Topology
 
 _KEPT = 5
@@ -42,8 +44,12 @@ def table(output: Output, topology: "Topology", width: int) -> "RenderableType":
 class Screen:
     """Takes changes and topologies, and shows them as they come: live on a terminal, as lines elsewhere."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, *, on_closed: Callable[[], None] = lambda: None) -> None:
+        self.closed: OSError | None = None
+        """Why nothing can be shown any more: the reader went away."""
+        self._on_closed = on_closed
         self._output = output
+        self._problem: str | None = None
         self._live: Any = None
         self._news: list[str] = []
         self._shown = b""
@@ -63,6 +69,36 @@ class Screen:
             self._live.stop()
 
     def change(self, change: "Change") -> None:
+        """What happened to a node."""
+        self._show(lambda: self._change(change))
+
+    def topology(self, topology: "Topology") -> None:
+        """The file as it stands; drawn when something but its generation changed."""
+        self._show(lambda: self._topology(topology))
+
+    def problem(self, problem: "ExoError | None") -> None:
+        """Why what is shown could not be kept; said once."""
+        text = problem.message if problem is not None else None
+        if text == self._problem:
+            return
+        self._problem = text
+        if text is not None and self._live is None:
+            self._output.warning(text)
+        elif self._last is not None:
+            last = self._last
+            self._show(lambda: self._draw(last))
+
+    def _show(self, show: Callable[[], None]) -> None:
+        # We are called from sockets and tasks: an error would end those and not the verb.
+        if self.closed is not None:
+            return
+        try:
+            show()
+        except OSError as error:
+            self.closed = error
+            self._on_closed()
+
+    def _change(self, change: "Change") -> None:
         output = self._output
         clock, name = time.strftime("%H:%M:%S"), visible(change.peer.name)
         if output.json:
@@ -78,8 +114,7 @@ class Screen:
             if self._last is not None:
                 self._draw(self._last)
 
-    def topology(self, topology: "Topology") -> None:
-        """The file as it stands; drawn when something but its generation changed."""
+    def _topology(self, topology: "Topology") -> None:
         import msgspec
 
         now = msgspec.json.encode(msgspec.structs.replace(topology, generation=0))
@@ -99,6 +134,8 @@ class Screen:
 
         width = self._live.console.width
         news = [Text(each[:width], style="dim") for each in self._news]
+        if self._problem is not None:
+            news.append(Text(visible(f"not kept: {self._problem}")[:width], style="yellow"))
         self._live.update(Group(table(self._output, topology, width), *news), refresh=True)
 
 

@@ -1,11 +1,13 @@
 """Options that several verbs have, so that one name means one thing everywhere."""
 
 import re
+import threading
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from exo_cli.errors import UsageProblem
+from exo_cli.errors import ExoError, Unavailable, UsageProblem
 
 PeerOption = Annotated[
     list[str] | None,
@@ -67,6 +69,63 @@ def seconds(text: str, option: str) -> float:
     if match is None:
         raise UsageProblem(f"'{text}' is no duration for {option}", hint="Write it like 500ms, 30s or 2m.")
     return float(match[1]) * _UNITS[match[2]]
+
+
+LOOKUP_S = 5.0
+
+
+def peers(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...]:
+    """What --peer names, as addresses. A name server that does not answer is not waited for."""
+    from exo_cli.cluster.ports import parse_peer
+
+    found: dict[str, tuple[str, int] | ExoError] = {}
+
+    def look_up(text: str) -> None:
+        try:
+            found[text] = parse_peer(text)
+        except ExoError as error:
+            found[text] = error
+
+    for text in dict.fromkeys(texts or ()):
+        thread = threading.Thread(target=look_up, args=(text,), daemon=True)
+        thread.start()
+        thread.join(LOOKUP_S)
+        result = found.get(
+            text,
+            Unavailable(
+                f"no name server answers within {LOOKUP_S:g} s what '{text}' is",
+                hint="Give the address itself.",
+            ),
+        )
+        if isinstance(result, ExoError):
+            raise result
+    return tuple(address for address in found.values() if not isinstance(address, ExoError))
+
+
+_SIZES = {"": 1, "b": 1} | {
+    f"{letter}{kind}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for kind, base in (("b", 1000), ("ib", 1024), ("", 1000))
+}
+
+
+def size_bytes(text: str, option: str) -> int:
+    """A size such as 24GB, 24GiB or 512MiB; a bare number means bytes."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
+    unit = _SIZES.get(match[2]) if match is not None else None
+    if match is None or unit is None:
+        raise UsageProblem(f"'{text}' is no size for {option}", hint="Write it like 24GB, 24GiB or 512MiB.")
+    return int(float(match[1]) * unit)
+
+
+def port_range(text: str, option: str) -> tuple[int, int]:
+    """`A-B` or one port; 0 means any free one."""
+    match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text.strip())
+    low = int(match[1]) if match else -1
+    high = int(match[2]) if match and match[2] else low
+    if match is None or not 0 <= low <= high < 65_536:
+        raise UsageProblem(f"'{text}' are no ports for {option}", hint="Write them like 52500-52520.")
+    return low, high
 
 
 INSECURE_WARNING = (

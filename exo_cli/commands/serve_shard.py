@@ -13,6 +13,9 @@ from exo_cli.commands.options import (
     NameOption,
     NoInterfaceOption,
     PeerOption,
+    peers,
+    port_range,
+    size_bytes,
 )
 from exo_cli.commands.session import Session, verb
 
@@ -35,6 +38,21 @@ def serve_shard(
             "--ready-file", metavar="PATH", help="Written when the node accepts work, removed when it ends."
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", envvar="EXO_MEMORY", metavar="SIZE", help="What models may take, like 24GB or 24GiB."
+        ),
+    ] = None,
+    data_ports: Annotated[
+        str,
+        typer.Option(
+            "--data-ports",
+            envvar="EXO_DATA_PORTS",
+            metavar="A-B",
+            help="Ports for models; 0 is any free one.",
+        ),
+    ] = "0",
     insecure: InsecureFlag = False,
 ) -> int:
     """Announce this machine to the cluster and wait for work.
@@ -53,9 +71,8 @@ def serve_shard(
     from exo_cli import config
     from exo_cli.cluster.interfaces import Choice, check_choice
     from exo_cli.cluster.node import NodeOptions
-    from exo_cli.cluster.ports import parse_peer
     from exo_cli.schemas.events import ReadyLine, StoppedLine, line
-    from exo_cli.shard.server import serve
+    from exo_cli.shard.server import ShardOptions, serve
     from exo_cli.trust.keyring import KeyringSource
 
     output = session.output
@@ -68,7 +85,12 @@ def serve_shard(
         name=name,
         listen=listen,
         choice=choice,
-        peers=tuple(parse_peer(each) for each in peer or ()),
+        peers=peers(peer),
+    )
+    shard = ShardOptions(
+        weights_dir=config.cache_dir() / "weights",
+        memory_bytes=None if memory is None else size_bytes(memory, "--memory"),
+        data_ports=port_range(data_ports, "--data-ports"),
     )
     source = KeyringSource(insecure)
     if insecure:
@@ -84,7 +106,7 @@ def serve_shard(
         output.note(f"node {event.name} listens on {event.endpoint} ({whom})")
 
     stopped, code = asyncio.run(
-        serve(options, source, on_ready=ready, ready_file=ready_file, warn=output.warning)
+        serve(options, shard, source, on_ready=ready, ready_file=ready_file, warn=output.warning)
     )
     if output.json:
         output.line(line(StoppedLine(reason=stopped.name)))

@@ -3,21 +3,39 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from exo_cli.cluster.lifecycle import run_node
+from exo_cli.cluster import facts
+from exo_cli.cluster.lifecycle import double_id, run_node
 from exo_cli.cluster.membership import Change
 from exo_cli.cluster.node import NodeHost, NodeOptions
 from exo_cli.errors import Exit
+from exo_cli.fetch.locate import Locator
+from exo_cli.fetch.stores import Stores
 from exo_cli.schemas.events import ReadyLine
+from exo_cli.shard.engines import Engines
+from exo_cli.shard.service import ShardService
 from exo_cli.trust.keyring import KeyringSource
 
-KEY_CHECK_S = 2.0
+EXPIRE_EVERY_S = 1.0
+HEADROOM = 0.9
+"""Of the memory that is free, what engines may take when nobody said how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOptions:
+    """What a person may say about a node that takes work."""
+
+    weights_dir: Path
+    memory_bytes: int | None = None
+    data_ports: tuple[int, int] = (0, 0)
 
 
 async def serve(
     options: NodeOptions,
+    shard: ShardOptions,
     source: KeyringSource,
     *,
     on_ready: Callable[[ReadyLine], None],
@@ -30,36 +48,43 @@ async def serve(
         if change.what == "duplicate-id":
             warn(double_id(change))
 
-    host = NodeHost(options, source, on_change=changed)
-    return await run_node(
-        host,
-        on_ready=on_ready,
-        ready_file=ready_file,
-        meanwhile=lambda stop: asyncio.ensure_future(_watch_key(source, stop, warn)),
-    )
+    engines = Engines(lambda: shard.memory_bytes or _free_bytes(host))
+    stores = Stores(shard.weights_dir)
+
+    def service(node: NodeHost) -> ShardService:
+        node.me.stages = engines.stages
+        locator = Locator(stores, source, lambda: neighbours(node))
+        made = ShardService(
+            node.me, source, engines, locator, hosts=node.hosts, data_ports=shard.data_ports, shelf=stores
+        )
+        # A stage that comes or goes is told to the others at once.
+        engines.on_change = node.survey.touch_self
+        return made
+
+    host = NodeHost(options, source, on_change=changed, make_service=service)
+    expiring = asyncio.create_task(_expire(engines))
+    try:
+        return await run_node(host, source, on_ready=on_ready, warn=warn, ready_file=ready_file)
+    finally:
+        expiring.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await expiring
+        await engines.close()
 
 
-def double_id(change: Change) -> str:
-    """What to say of two nodes with one id."""
-    peer = change.peer
-    places = ", ".join(peer.ips()) or "another process"
-    return (
-        f"two nodes have the id {peer.node_id} ({peer.name}, at {places}): a state directory was copied; "
-        f"on one of them remove nodes/{peer.name} below the exo state directory and start it again"
-    )
+def neighbours(node: NodeHost) -> Sequence[tuple[str, str, int]]:
+    """The nodes that are alive, for asking them for weights."""
+    alive = node.station.membership.alive()
+    return [(peer.name, ip, peer.port) for peer in alive for ip in peer.ips()[:1]]
 
 
-async def _watch_key(source: KeyringSource, stop: asyncio.Event, warn: Callable[[str], None]) -> None:
-    """Say it when the key file cannot be used, or when a key appears that this node cannot use yet."""
-    kind, said = source.current().kind, ""
-    while not stop.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), KEY_CHECK_S)
-        text, now = "", source.current().kind
-        if now != kind:
-            text = f"the cluster key changed from {kind} to {now}: start serve-shard again to use it"
-        elif source.problem is not None:
-            text = f"{source.problem.message}; the key read before stays in use"
-        if text and text != said:
-            warn(text)
-        said = text
+def _free_bytes(host: NodeHost) -> int:
+    """The smallest of the three numbers, less some headroom for the system."""
+    now = facts.memory(host.me.machine.accelerator)
+    return int(min(now.ram_bytes, now.limit_bytes, now.free_bytes) * HEADROOM)
+
+
+async def _expire(engines: Engines) -> None:
+    while True:
+        await asyncio.sleep(EXPIRE_EVERY_S)
+        await engines.expire()

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from exo_cli.errors import ExoError, NotAuthorised, Unavailable
-from exo_cli.trust.authority import issue_leaf
+from exo_cli.trust.authority import Leaf, issue_leaf
 from exo_cli.trust.keyring import INSECURE, ClusterKey, Keyring, KeyringSource
 from exo_cli.trust.private import refuse_public
 from exo_cli.wire import frames
@@ -29,6 +29,8 @@ __all__ = [
     "Reach",
     "diagnose",
     "dial",
+    "leaf_channel",
+    "leaf_server_credentials",
     "open_channel",
     "server_credentials",
 ]
@@ -52,7 +54,7 @@ _BOTH: Final[Options] = (
 SERVER_OPTIONS: Final[Options] = (
     *_BOTH,
     # Not above the clients' keepalive time, or their pings end healthy connections.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_concurrent_streams", 256),
     # A second server on the port must fail, not share it.
     ("grpc.so_reuseport", 0),
@@ -87,6 +89,20 @@ def server_credentials(source: KeyringSource) -> grpc.ServerCredentials:
 
     # The stubs do not know that None means "as before".
     return grpc.dynamic_ssl_server_credentials(_configuration(shown), fetch, True)  # type: ignore[arg-type]
+
+
+def leaf_server_credentials(leaves: Sequence[Leaf]) -> grpc.ServerCredentials:
+    """Credentials of a process that holds leaves and no key: those it has, as long as it lives."""
+    pairs = [(leaf.key_pem, leaf.certificate_pem) for leaf in leaves]
+    roots = b"".join(leaf.authority_pem for leaf in leaves)
+    return grpc.ssl_server_credentials(pairs, roots, require_client_auth=True)
+
+
+def leaf_channel(target: str, leaf: Leaf) -> grpc.aio.Channel:
+    """A channel of a process that holds a leaf and no key, to a literal address."""
+    credentials = grpc.ssl_channel_credentials(leaf.authority_pem, leaf.key_pem, leaf.certificate_pem)
+    options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", leaf.name))
+    return grpc.aio.secure_channel(_resolved(target, None), credentials, options)
 
 
 def open_channel(target: str, keyring: Keyring, key: ClusterKey | None = None) -> grpc.aio.Channel:
@@ -140,13 +156,13 @@ def _configuration(ring: Keyring) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(pairs, b"".join(leaf.authority_pem for leaf in leaves))
 
 
-def _resolved(target: str, keyring: Keyring) -> str:
+def _resolved(target: str, keyring: Keyring | None) -> str:
     """The target in gRPC's own spelling: an address with its family named, so that nothing is looked up."""
     if target.startswith("unix:"):
         return target
     host, _, port = target.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if keyring.kind == "insecure":
+    if keyring is not None and keyring.kind == "insecure":
         refuse_public(host)
     try:
         version = ipaddress.ip_address(host).version

@@ -1,4 +1,4 @@
-"""The generated gRPC glue, which has no types, behind two functions that have.
+"""The generated gRPC glue, which has no types, behind a few functions that have.
 
 Knows nothing of addresses or deadlines.
 """
@@ -18,3 +18,13 @@ def control(channel: grpc.aio.Channel) -> Any:
 def add_control(service: glue.ControlServicer, server: grpc.aio.Server) -> None:
     """Serve `service` on `server`."""
     cast(Any, glue).add_ControlServicer_to_server(service, server)
+
+
+def stage(channel: grpc.aio.Channel) -> Any:
+    """A client of a stage's data stream."""
+    return cast(Any, glue).StageStub(channel)
+
+
+def add_stage(service: glue.StageServicer, server: grpc.aio.Server) -> None:
+    """Serve `service` on `server`."""
+    cast(Any, glue).add_StageServicer_to_server(service, server)

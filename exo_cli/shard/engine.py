@@ -1,0 +1,180 @@
+"""One engine process, seen from the parent: starting it, hearing it, and saying why it ended.
+
+Never imports MLX. An engine that crashes, aborts, hangs or is killed ends in a sentence here. Knows
+nothing of which stage is worth loading or how much memory there is.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Literal
+
+import msgspec
+
+from exo_cli.errors import ExoError, Internal
+from exo_cli.shard.messages import Beat, Failed, Line, Progress, Ready, Start
+
+LINE_LIMIT: Final = 1 << 20
+STDERR_LINES: Final = 40
+SILENT_S: Final = 5.0
+"""Beats come twice a second: an engine without one for so long is frozen."""
+STEP_S: Final = 5.0
+STEP_FACTOR: Final = 10
+WATCH_EVERY_S: Final = 0.5
+
+State = Literal["loading", "ready", "failed", "unloading"]
+
+
+class EngineFailed(Internal):
+    """What the engine said or showed when it ended."""
+
+    code = "engine-failed"
+
+
+class Engine:
+    """A running engine process."""
+
+    def __init__(self, start: Start, *, on_end: Callable[["Engine"], None] = lambda engine: None) -> None:
+        self.start_line = start
+        self.state: State = "loading"
+        self.failure: ExoError | None = None
+        self.progress: asyncio.Queue[Progress | None] = asyncio.Queue()
+        self.ready_line: Ready | None = None
+        self.beat: Beat | None = None
+        self._beat_s = time.monotonic()
+        self._on_end = on_end
+        self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self._process: asyncio.subprocess.Process | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._killed_because: str | None = None
+        self.known = asyncio.Event()
+        """It is ready, or it has ended."""
+        self.ended = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self, environment: dict[str, str] | None = None) -> None:
+        """Start the process and hand it its first line; returns at once."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "exo_cli.shard.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LINE_LIMIT,
+            env={**os.environ, **(environment or {})},
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(self.start_line) + b"\n")
+        await self._process.stdin.drain()
+        self._tasks = [
+            asyncio.create_task(self._hear()),
+            asyncio.create_task(self._hear_errors()),
+            asyncio.create_task(self._watch()),
+        ]
+
+    async def wait_ready(self) -> Ready:
+        """The engine's own figures, or why there are none."""
+        await self.known.wait()
+        if self.ready_line is None:
+            raise self.failure or EngineFailed("the engine ended before it was ready")
+        return self.ready_line
+
+    async def stop(self, grace_s: float = 2.0) -> None:
+        """End it: politely, then for certain."""
+        self.state = "unloading"
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), grace_s)
+        if not self.ended.is_set():
+            self._kill("it did not end when it was asked to")
+            await self.ended.wait()
+        for task in self._tasks:
+            task.cancel()
+
+    def _kill(self, why: str) -> None:
+        self._killed_because = why
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def _hear(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        said: ExoError | None = None
+        async for raw in self._process.stdout:
+            try:
+                line = msgspec.json.decode(raw, type=Line)
+            except msgspec.MsgspecError:
+                self._stderr.append(raw.decode(errors="replace").rstrip())
+                continue
+            self._beat_s = time.monotonic()
+            if isinstance(line, Progress):
+                self.progress.put_nowait(line)
+            elif isinstance(line, Ready):
+                self.ready_line, self.state = line, "ready"
+                self.known.set()
+                self.progress.put_nowait(None)
+            elif isinstance(line, Beat):
+                self.beat = line
+            else:
+                said = _as_error(line)
+        code = await self._process.wait()
+        wanted = self.state == "unloading"
+        if not wanted:
+            self.state = "failed"
+            self.failure = said or EngineFailed(self._cause(code), hint="exo ps shows what is still loaded.")
+        self.ended.set()
+        self.known.set()
+        self.progress.put_nowait(None)
+        self._on_end(self)
+
+    async def _hear_errors(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        async for raw in self._process.stderr:
+            self._stderr.append(raw.decode(errors="replace").rstrip())
+
+    async def _watch(self) -> None:
+        """A frozen process, or a step that does not end, is killed: its requests go on elsewhere."""
+        while not self.ended.is_set():
+            await asyncio.sleep(WATCH_EVERY_S)
+            silent_s = time.monotonic() - self._beat_s
+            if self.state == "ready" and silent_s > SILENT_S:
+                self._kill(f"it was silent for {silent_s:.0f} s")
+            elif self.beat is not None:
+                bound_ms = max(STEP_S * 1000, STEP_FACTOR * self.beat.step_ms_p99)
+                if self.beat.stepping_ms > bound_ms:
+                    self._kill(f"one step ran for {self.beat.stepping_ms / 1000:.0f} s")
+
+    def _cause(self, code: int) -> str:
+        stage = self.start_line
+        what = f"the engine of layers {stage.first_layer} to {stage.last_layer - 1}"
+        if self._killed_because is not None:
+            return f"{what} was killed: {self._killed_because}"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                return f"{what} was ended by {signal.Signals(-code).name}"
+        last = next((line for line in reversed(self._stderr) if line.strip()), "it said nothing")
+        return f"{what} ended with {code}: {last[:300]}"
+
+
+def _as_error(line: Failed) -> ExoError:
+    """The engine's own words, with its exit code."""
+    kinds = {int(kind.exit): kind for kind in ExoError.__subclasses__()}
+    error = kinds.get(line.exit, EngineFailed)(line.message, hint=line.hint)
+    error.code = line.code
+    for name, value in (("needed_bytes", line.bytes_needed), ("free_bytes", line.bytes_free)):
+        setattr(error, name, value)
+    return error

@@ -1,0 +1,79 @@
+"""What serve-shard's parent and an engine process say to each other: JSON lines over pipes.
+
+The parent's first line is Start; when its pipe ends, the engine ends. The engine's lines go to its
+standard output. Secrets: a leaf's private key, never the cluster's.
+"""
+
+import msgspec
+
+
+class LeafText(msgspec.Struct, frozen=True, kw_only=True):
+    """A trust.authority.Leaf as text."""
+
+    name: str
+    key_pem: str
+    certificate_pem: str
+    authority_pem: str
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an engine needs to know."""
+
+    stage_id: str
+    node_id: str
+    node_name: str
+    boot: int
+    model_dir: str
+    first_layer: int
+    last_layer: int
+    layers_in_model: int
+    memory_bytes: int
+    """What it may use in all: weights, KV and everything else."""
+    hosts: list[str]
+    ports: tuple[int, int]
+    """The data ports to choose from, both included; (0, 0): any free one."""
+    leaves: list[LeafText]
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    doing: str
+    done: int
+    total: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    data_port: int
+    weights_bytes: int
+    kv_budget_bytes: int
+    base_bytes: int
+    allowed_cuts: list[int]
+    shares_steps: bool
+    """Whether requests of this family are computed together in one step."""
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The engine cannot go on; it ends after this line."""
+
+    code: str
+    message: str
+    hint: str | None
+    exit: int
+    bytes_needed: int = 0
+    bytes_free: int = 0
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True, tag="beat"):
+    """Twice a second: that it lives, and what it does."""
+
+    requests: int
+    kv_used_bytes: int
+    steps: int
+    tokens: int
+    stepping_ms: int
+    """How long the step that runs now has been running; 0 between steps."""
+    step_ms_p50: float
+    step_ms_p99: float
+    idle_ms: int
+
+
+Line = Progress | Ready | Failed | Beat

@@ -1,0 +1,241 @@
+"""The control service of serve-shard: what every node answers, and Load, Unload and Stats.
+
+Knows nothing of MLX, and of weights only where they are found (`Locate`).
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from exo_cli.cluster.describe import Self
+from exo_cli.cluster.measure import Turnstile
+from exo_cli.cluster.service import NodeService
+from exo_cli.errors import BadData, ExoError
+from exo_cli.fetch.serve_weights import WeightsServicer
+from exo_cli.fetch.stores import Stores
+from exo_cli.shard.engines import DEFAULT_KEEP_ALIVE_S, Engines, Lease
+from exo_cli.shard.messages import LeafText, Progress, Start
+from exo_cli.trust.authority import issue_leaf
+from exo_cli.trust.keyring import KeyringSource
+from exo_cli.wire import exo_pb2 as pb
+from exo_cli.wire.hello import check_hello
+from exo_cli.wire.status import code_of
+
+Locate = Callable[[pb.LoadRequest, Callable[[int, int], None]], Awaitable[Path]]
+"""Where the stage's weights are on this machine, fetched if need be; hears (done, total) bytes."""
+
+STATS_EVERY_MS = 200
+MAX_KEEP_ALIVE_S = 7 * 86_400.0
+
+
+class ShardService(WeightsServicer, NodeService):
+    """What serve-shard answers."""
+
+    def __init__(
+        self,
+        me: Self,
+        source: KeyringSource,
+        engines: Engines,
+        locate: Locate,
+        *,
+        hosts: list[str],
+        data_ports: tuple[int, int],
+        shelf: Stores,
+    ) -> None:
+        super().__init__(me, source, Turnstile(lambda: engines.busy))
+        self.shelf = shelf
+        self._node = me
+        self._source = source
+        self._engines = engines
+        self._locate = locate
+        self._hosts = hosts
+        self._data_ports = data_ports
+        self._began_s = time.monotonic()
+        self._loading = asyncio.Lock()
+
+    async def Load(self, request: pb.LoadRequest, context: Any) -> AsyncIterator[pb.LoadEvent]:
+        try:
+            check_hello(request.hello, "the caller")
+            _check(request)
+        except ExoError as error:
+            await _abort(context, error)
+        try:
+            async for event in self._load(request):
+                yield event
+        except ExoError as error:
+            yield pb.LoadEvent(failed=_failed(error))
+
+    async def _load(self, request: pb.LoadRequest) -> AsyncIterator[pb.LoadEvent]:
+        held = self._engines.find(request.load_id)
+        if held is not None and held.engine.state == "ready":
+            yield self._ready(held)
+            return
+        # One at a time: two loads that each fit alone must not be let in together.
+        async with self._loading:
+            fetched: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+            locating = asyncio.ensure_future(
+                self._locate(request, lambda done, total: fetched.put_nowait((done, total)))
+            )
+            while not locating.done() or not fetched.empty():
+                try:
+                    done, total = await asyncio.wait_for(fetched.get(), 0.1)
+                except TimeoutError:
+                    continue
+                yield pb.LoadEvent(progress=pb.LoadProgress(doing="fetch", done=done, total=total))
+            path = await locating
+            memory = request.memory_bytes or self._engines.free_bytes
+            await self._engines.make_room(memory, evict=request.evict_idle)
+            start = self._start(request, path, memory)
+            keep_s = min(request.keep_alive_ms / 1000 or DEFAULT_KEEP_ALIVE_S, MAX_KEEP_ALIVE_S)
+            loading = self._engines.load(
+                start, model=request.model.name, digest=request.model.digest, keep_alive_s=keep_s
+            )
+            async for line in loading:
+                if isinstance(line, Progress):
+                    said = pb.LoadProgress(doing=line.doing, done=line.done, total=line.total)
+                    yield pb.LoadEvent(progress=said)
+        lease = self._engines.find(request.load_id)
+        if lease is not None:
+            yield self._ready(lease)
+
+    def _ready(self, lease: Lease) -> pb.LoadEvent:
+        ready = lease.engine.ready_line
+        assert ready is not None
+        return pb.LoadEvent(
+            ready=pb.LoadReady(
+                stage_id=lease.stage_id,
+                data_port=ready.data_port,
+                weights_bytes=ready.weights_bytes,
+                kv_budget_bytes=ready.kv_budget_bytes,
+                base_bytes=ready.base_bytes,
+                allowed_cuts=ready.allowed_cuts,
+                slots=ready.shares_steps,
+            )
+        )
+
+    def _start(self, request: pb.LoadRequest, path: Path, memory: int) -> Start:
+        me = self._node
+        leaves = [issue_leaf(key) for key in self._source.current().keys]
+        return Start(
+            stage_id=request.load_id,
+            node_id=me.identity.node_id,
+            node_name=me.identity.name,
+            boot=me.identity.boot,
+            model_dir=str(path),
+            first_layer=request.first_layer,
+            last_layer=request.last_layer,
+            layers_in_model=request.layers_in_model,
+            memory_bytes=memory,
+            hosts=self._hosts,
+            ports=self._data_ports,
+            leaves=[
+                LeafText(
+                    name=leaf.name,
+                    key_pem=leaf.key_pem.decode(),
+                    certificate_pem=leaf.certificate_pem.decode(),
+                    authority_pem=leaf.authority_pem.decode(),
+                )
+                for leaf in leaves
+            ],
+        )
+
+    async def Unload(self, request: pb.UnloadRequest, context: Any) -> pb.UnloadReply:
+        try:
+            check_hello(request.hello, "the caller")
+        except ExoError as error:
+            await _abort(context, error)
+        gone, freed = [], 0
+        for lease in self._engines.leases:
+            if request.stage_id and lease.stage_id != request.stage_id:
+                continue
+            if request.model and request.model not in (lease.model, lease.digest):
+                continue
+            freed += await self._engines.unload(lease)
+            gone.append(lease.stage_id)
+        return pb.UnloadReply(stage_ids=gone, freed_bytes=freed)
+
+    async def Stats(self, request: pb.StatsRequest, context: Any) -> AsyncIterator[pb.StatsReply]:
+        try:
+            check_hello(request.hello, "the caller")
+        except ExoError as error:
+            await _abort(context, error)
+        before: dict[str, tuple[int, float]] = {}
+        while True:
+            now_s = time.monotonic()
+            stages = []
+            for lease in self._engines.leases:
+                tokens = lease.engine.beat.tokens if lease.engine.beat else 0
+                then, at_s = before.get(lease.stage_id, (tokens, now_s))
+                rate = (tokens - then) / (now_s - at_s) if now_s > at_s else 0.0
+                before[lease.stage_id] = (tokens, now_s)
+                stages.append(_stage_stats(lease, rate))
+            yield pb.StatsReply(
+                stages=stages,
+                memory_used_bytes=self._engines.held_bytes,
+                memory_free_bytes=self._engines.free_bytes,
+                uptime_ms=int((now_s - self._began_s) * 1000),
+            )
+            if not request.every_ms:
+                return
+            await asyncio.sleep(max(request.every_ms, STATS_EVERY_MS) / 1000)
+
+
+def _check(request: pb.LoadRequest) -> None:
+    if not request.load_id or len(request.load_id) > 64:
+        raise BadData("a load needs an id of at most 64 characters")
+    if not request.model.digest:
+        raise BadData("a load names its model by digest")
+    if not request.first_layer < request.last_layer <= request.layers_in_model:
+        raise BadData(
+            f"layers {request.first_layer} to {request.last_layer} of {request.layers_in_model} are no stage"
+        )
+    if request.HasField("rank") and request.rank.size > 1:
+        raise BadData("this version of exo runs no tensor parallelism", hint="Plan with one rank a stage.")
+    if request.numerics not in ("", "exact"):
+        raise BadData(f"this version of exo has no --numerics {request.numerics}", hint="Use exact.")
+    if request.kv_bits:
+        raise BadData("this version of exo keeps the KV cache as it is computed", hint="Leave kv_bits out.")
+    if request.random_geometry:
+        raise BadData("this version of exo makes no random weights", hint="Name a model.")
+
+
+def _failed(error: ExoError) -> pb.LoadFailed:
+    return pb.LoadFailed(
+        code=error.code,
+        message=error.message,
+        hint=error.hint or "",
+        exit=int(error.exit),
+        bytes_needed=getattr(error, "needed_bytes", 0),
+        bytes_free=getattr(error, "free_bytes", 0),
+        holders=getattr(error, "holders", []),
+    )
+
+
+def _stage_stats(lease: Lease, rate: float) -> pb.StageStats:
+    line, ready, beat = lease.engine.start_line, lease.engine.ready_line, lease.engine.beat
+    stats = pb.StageStats(
+        stage_id=lease.stage_id,
+        model=pb.ModelRef(name=lease.model, digest=lease.digest),
+        first_layer=line.first_layer,
+        last_layer=line.last_layer,
+        state=lease.engine.state,
+        tokens_per_s=rate,
+        idle_ms=int(lease.idle_s * 1000),
+        keep_alive_ms=int(lease.keep_alive_s * 1000),
+    )
+    if ready is not None:
+        stats.kv_budget_bytes = ready.kv_budget_bytes
+        stats.weights_bytes = ready.weights_bytes
+    if beat is not None:
+        stats.requests = beat.requests
+        stats.kv_used_bytes = beat.kv_used_bytes
+        stats.steps = beat.steps
+        stats.step_ms_p50, stats.step_ms_p99 = beat.step_ms_p50, beat.step_ms_p99
+    return stats
+
+
+async def _abort(context: Any, error: ExoError) -> NoReturn:
+    await context.abort(code_of(error), error.message)
+    raise AssertionError("abort returns never")

@@ -1,0 +1,166 @@
+"""Real engine processes: they load, end with a sentence when something ends them, and leave no orphan."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from exo_cli.shard import engine as parent
+from exo_cli.shard.engine import Engine
+from exo_cli.shard.messages import LeafText, Start
+from exo_cli.trust.authority import issue_leaf
+from exo_cli.trust.keyring import load_keyring
+from tests.support import tiny_models
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "llama"
+    tiny_models.build("llama", directory)
+    return directory
+
+
+@pytest.fixture
+def start(model: Path) -> Callable[..., Start]:
+    leaf = issue_leaf(load_keyring().primary)
+    text = LeafText(
+        name=leaf.name,
+        key_pem=leaf.key_pem.decode(),
+        certificate_pem=leaf.certificate_pem.decode(),
+        authority_pem=leaf.authority_pem.decode(),
+    )
+
+    def make(**changes: object) -> Start:
+        settings: dict[str, object] = {
+            "stage_id": "s1",
+            "node_id": "0" * 32,
+            "node_name": "n",
+            "boot": 1,
+            "model_dir": str(model),
+            "first_layer": 0,
+            "last_layer": 4,
+            "layers_in_model": 4,
+            "memory_bytes": 1 << 30,
+            "hosts": ["127.0.0.1"],
+            "ports": (0, 0),
+            "leaves": [text],
+        }
+        return Start(**{**settings, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+async def ended(engine: Engine, within_s: float) -> str:
+    await asyncio.wait_for(engine.ended.wait(), within_s)
+    assert engine.failure is not None
+    return engine.failure.message
+
+
+def test_it_loads_says_its_figures_and_ends_when_told(start: Callable[..., Start]) -> None:
+    async def run() -> None:
+        engine = Engine(start())
+        await engine.start()
+        ready = await asyncio.wait_for(engine.wait_ready(), 60)
+        assert ready.data_port > 0
+        assert ready.weights_bytes > 0
+        assert 0 < ready.kv_budget_bytes < 1 << 30
+        assert ready.shares_steps
+        pid = engine.pid
+        await engine.stop()
+        assert not psutil.pid_exists(pid)
+        assert engine.failure is None
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({"model_dir": "/nonexistent"}, 66, "nonexistent"),
+        ({"layers_in_model": 99, "last_layer": 99}, 65, "4 layers, not 99"),
+        ({"memory_bytes": 1000}, 79, "may use 1000"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_with_its_exit_code(
+    start: Callable[..., Start], changes: dict[str, object], code: int, says: str
+) -> None:
+    async def run() -> None:
+        engine = Engine(start(**changes))
+        await engine.start()
+        message = await ended(engine, 60)
+        assert says in message
+        assert engine.failure is not None
+        assert engine.failure.exit == code
+
+    asyncio.run(run())
+
+
+def test_a_killed_engine_is_reported_with_its_cause_within_a_second(start: Callable[..., Start]) -> None:
+    async def run() -> None:
+        engine = Engine(start())
+        await engine.start()
+        await asyncio.wait_for(engine.wait_ready(), 60)
+        os.kill(engine.pid, signal.SIGKILL)
+        assert "ended by SIGKILL" in await ended(engine, 3)
+        again = Engine(start())
+        await again.start()
+        await asyncio.wait_for(again.wait_ready(), 60)
+        await again.stop()
+
+    asyncio.run(run())
+
+
+def test_a_frozen_engine_is_killed_and_reported(start: Callable[..., Start]) -> None:
+    async def run() -> None:
+        engine = Engine(start())
+        await engine.start()
+        await asyncio.wait_for(engine.wait_ready(), 60)
+        os.kill(engine.pid, signal.SIGSTOP)
+        assert "silent for" in await ended(engine, 3 * parent.SILENT_S)
+
+    asyncio.run(run())
+
+
+def test_no_engine_outlives_its_parent(start: Callable[..., Start], tmp_path: Path) -> None:
+    import msgspec
+
+    line = tmp_path / "start.json"
+    line.write_bytes(msgspec.json.encode(start()))
+    script = textwrap.dedent(
+        """
+        import asyncio, sys
+        import msgspec
+        from exo_cli.shard.engine import Engine
+        from exo_cli.shard.messages import Start
+
+        async def main():
+            engine = Engine(msgspec.json.decode(open(sys.argv[1], "rb").read(), type=Start))
+            await engine.start()
+            await engine.wait_ready()
+            print(engine.pid, flush=True)
+            await asyncio.sleep(600)
+
+        asyncio.run(main())
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(line)], stdout=subprocess.PIPE, text=True
+    ) as parent_process:
+        assert parent_process.stdout is not None
+        pid = int(parent_process.stdout.readline())
+        assert psutil.pid_exists(pid)
+        parent_process.kill()
+    until = time.monotonic() + 6
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.05)
