@@ -38,6 +38,9 @@ _exo() {
         case "$verb/${COMP_WORDS[i]}" in
             /serve-shard) verb=serve-shard ;;
             /discover) verb=discover ;;
+            /run) verb=run ;;
+            /ps) verb=ps ;;
+            /unload) verb=unload ;;
             /completion) verb=completion ;;
             /schema) verb=schema ;;
             /help) verb=help ;;
@@ -52,19 +55,22 @@ _exo() {
         esac
     done
     case "$verb:$prev" in
-        *:--name|*:--listen|*:--peer|*:--for|*:--wait|*:--timeout) return ;;
+        *:--name|*:--listen|*:--peer|*:--memory|*:--data-ports|*:--for|*:--wait|*:--timeout|*:--system|*:--max-tokens|*:--stop|*:--temperature|*:--top-p|*:--top-k|*:--min-p|*:--repetition-penalty|*:--presence-penalty|*:--frequency-penalty|*:--seed) return ;;
         *:--interface|*:--no-interface) _exo_dynamic interfaces; return ;;
-        *:--ready-file|*:--topology|*:--log-file|*:-o|*:--output) _exo_files -f; return ;;
+        *:--ready-file|*:--topology|*:--log-file|*:--prompt-file|*:--plan|*:-o|*:--output) _exo_files -f; return ;;
         *:--color|*:--measure) _exo_words auto always never; return ;;
         *:--format) _exo_words auto table tsv svg; return ;;
     esac
     case "$verb" in
-        '') if [[ $cur == -* ]]; then _exo_words -V --version -h --help; else _exo_words serve-shard discover completion schema help key config; fi ;;
-        serve-shard) _exo_words --name --listen --peer --interface --no-interface --ready-file --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        '') if [[ $cur == -* ]]; then _exo_words -V --version -h --help; else _exo_words serve-shard discover run ps unload completion schema help key config; fi ;;
+        serve-shard) _exo_words --name --listen --peer --interface --no-interface --ready-file --memory --data-ports --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         discover) _exo_words --for --wait --timeout --watch --explain --announce --peer --interface --no-interface --format --measure --name --listen --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        run) _exo_words --prompt-file --no-stdin --system --raw --think --no-think --max-tokens --stop --temperature --top-p --top-k --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed --stats --plan --peer --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        ps) _exo_words --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        unload) _exo_words --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         completion) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words bash zsh fish; fi ;;
-        schema) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words serve-shard discover completion schema help key config; fi ;;
-        help) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words serve-shard discover completion schema help key config environment exit-codes; fi ;;
+        schema) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words serve-shard discover run ps unload completion schema help key config; fi ;;
+        help) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words serve-shard discover run ps unload completion schema help key config environment exit-codes; fi ;;
         key) if [[ $cur == -* ]]; then _exo_words -h --help; else _exo_words new export join show rotate; fi ;;
         'key new') _exo_words --if-missing --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         'key export') _exo_words -o --output --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;

@@ -8,7 +8,21 @@ import typer
 
 from exo_cli import VERSION_LINE
 from exo_cli import config as configuration
-from exo_cli.commands import completion, config, discover, help, key, schema, serve_shard, usage
+from exo_cli.commands import (
+    completion,
+    config,
+    discover,
+    help,
+    key,
+    ps,
+    schema,
+    serve_shard,
+    unload,
+    usage,
+)
+from exo_cli.commands import (
+    run as run_verb,
+)
 from exo_cli.errors import Exit, ExoError, InputOutput
 from exo_cli.output import STDOUT, Output
 
@@ -50,7 +64,7 @@ def root(
     """
 
 
-for module in (serve_shard, discover, key, config, completion, schema, help):
+for module in (serve_shard, discover, run_verb, ps, unload, key, config, completion, schema, help):
     module.register(app)
 
 

@@ -9,7 +9,7 @@ from exo_cli.cluster import facts
 from exo_cli.cluster.identity import Identity
 from exo_cli.cluster.interfaces import Interface, as_addresses
 from exo_cli.cluster.pairs import join_endpoint
-from exo_cli.schemas.topology import LoadedStage, Node, NodeRole, Rate
+from exo_cli.schemas.topology import LoadedStage, Memory, Node, NodeRole, Rate
 from exo_cli.wire.hello import PROTOCOL
 
 
@@ -28,6 +28,8 @@ class Self:
     draining: bool = False
     loopback_bytes_per_s: float | None = None
     rates: tuple[Rate, ...] = ()
+    memory: Callable[[Memory], Memory] = field(default=lambda found: found)
+    """What of the machine's memory this node may give away: less than there is, if somebody said so."""
     stages: Callable[[], tuple[LoadedStage, ...]] = field(default=lambda: ())
 
     def record(self) -> Node:
@@ -48,7 +50,7 @@ class Self:
             chip=self.machine.chip,
             cores=self.machine.cores,
             backend=self.machine.accelerator.backend,
-            memory=facts.memory(self.machine.accelerator),
+            memory=self.memory(facts.memory(self.machine.accelerator)),
             loopback_bytes_per_s=self.loopback_bytes_per_s,
             rates=self.rates,
             stages=self.stages(),

@@ -29,8 +29,11 @@ _PRINTED: dict[str, tuple[str, ...]] = {
     "key new": ("key:KeyChanged",),
     "key rotate": ("key:KeyChanged",),
     "key show": ("key:KeyShown",),
+    "ps": ("running:Running",),
+    "run": ("events:TokenLine", "events:RunSummary"),
     "schema": ("reference:Schemas",),
     "serve-shard": ("events:ReadyLine", "events:StoppedLine"),
+    "unload": ("running:Unloaded",),
 }
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -4,7 +4,7 @@ The parent's alone: no engine knows of the others. Knows nothing of gRPC or of w
 """
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from exo_cli.errors import TryAgain
@@ -115,7 +115,7 @@ class Engines:
 
     async def load(
         self, start: Start, *, model: str, digest: str, keep_alive_s: float
-    ) -> AsyncIterator[Progress | Ready]:
+    ) -> AsyncGenerator[Progress | Ready, None]:
         """Start an engine; its progress, then its figures. What fails leaves nothing behind."""
         engine = Engine(start, on_end=self._ended)
         lease = Lease(model, digest, engine, keep_alive_s, start.memory_bytes)

@@ -25,7 +25,7 @@ from exo_cli.wire import frames
 from exo_cli.wire.channels import leaf_channel
 from exo_cli.wire.frames import FrameReader
 from exo_cli.wire.hello import check_hello, hello
-from exo_cli.wire.status import code_of
+from exo_cli.wire.status import abort
 
 OUTBOX = 4096
 """Messages that may wait for one slow reader; a driver that lets more wait is cut off."""
@@ -110,7 +110,7 @@ class StageFlows:
             if start.stage_id != self._facts.stage_id:
                 raise NotFound(f"stage {start.stage_id} is not loaded here")
         except ExoError as error:
-            await context.abort(code_of(error), error.message)
+            await abort(context, error)
         flow = _Flow(start.role, bytes(start.driver))
         mine = hello(self._facts.node_id, self._facts.boot)
         yield pb.Up(ready=pb.FlowReady(hello=mine, stage_id=self._facts.stage_id))
@@ -123,7 +123,7 @@ class StageFlows:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the reader of this flow is too slow")
             reader.result()
         except ExoError as error:
-            await context.abort(code_of(error), error.message)
+            await abort(context, error)
         finally:
             reader.cancel()
             self._leave(flow)
@@ -179,7 +179,10 @@ class StageFlows:
     def _open(self, flow: _Flow, message: pb.Open) -> None:
         facts = self._facts
         chain = tuple((hop.endpoint, hop.stage_id) for hop in message.route)
-        busy = bool(self._known) and chain != self._chain
+        # By stage: two drivers may know one chain by different addresses.
+        stages = [stage_id for _, stage_id in chain]
+        other = stages != [stage_id for _, stage_id in self._chain]
+        busy = bool(self._known) and other
         wrong = not (
             0 <= message.hop < len(chain)
             and chain[message.hop][1] == facts.stage_id
@@ -194,9 +197,10 @@ class StageFlows:
                 pb.Up(refused=translate.refused(message.request, message.epoch, error, facts.node_name))
             )
             return
-        if chain != self._chain:
-            self._chain = chain
+        if other:
             self._call(lambda stage: _in_chain_of(stage, len(chain)))
+        if not self._known:
+            self._chain = chain
         known = self._known.get(message.request)
         if known is None or known.epoch < message.epoch:
             self._known[message.request] = _Known(message.epoch, bytes(message.driver), message)
@@ -311,6 +315,10 @@ class StageFlows:
             self._up(refused.request, message)
             self._known.pop(refused.request, None)
             self._call(lambda stage: _dropped(stage, refused.request, refused.epoch))
+        elif kind == "finished":
+            known = self._known.get(message.finished.request)
+            if known is not None and known.epoch == message.finished.epoch:
+                self._end_early(known, message.finished)
 
     def _lost(self, link: _Link, reason: str) -> None:
         """A neighbour is gone: every request ends here, and its driver is told."""
@@ -321,9 +329,15 @@ class StageFlows:
                 reason="lost",
                 message=f"{self._facts.node_name} lost the stage at {link.hop.endpoint}: {reason}",
             )
-            for flow in self._flows.get(known.driver, [])[:1]:
-                flow.send(pb.Up(finished=ended))
-            self._cancel(request, known.epoch)
+            self._end_early(known, ended)
+
+    def _end_early(self, known: _Known, ended: pb.Finished) -> None:
+        """Tell the driver, by its own flow here or up the chain, and let go."""
+        for flow in self._flows.get(known.driver, [])[:1]:
+            flow.send(pb.Up(finished=ended))
+        if not self._facts.first and self._previous is not None:
+            self._previous.send(pb.Up(finished=ended))
+        self._cancel(ended.request, known.epoch)
 
     async def close(self) -> None:
         for link in self._links.values():

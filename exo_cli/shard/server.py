@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from exo_cli.cluster import facts
 from exo_cli.cluster.lifecycle import double_id, run_node
 from exo_cli.cluster.membership import Change
@@ -15,6 +17,7 @@ from exo_cli.errors import Exit
 from exo_cli.fetch.locate import Locator
 from exo_cli.fetch.stores import Stores
 from exo_cli.schemas.events import ReadyLine
+from exo_cli.schemas.topology import Memory
 from exo_cli.shard.engines import Engines
 from exo_cli.shard.service import ShardService
 from exo_cli.trust.keyring import KeyringSource
@@ -53,6 +56,7 @@ async def serve(
 
     def service(node: NodeHost) -> ShardService:
         node.me.stages = engines.stages
+        node.me.memory = lambda found: _given(found, shard.memory_bytes, engines)
         locator = Locator(stores, source, lambda: neighbours(node))
         made = ShardService(
             node.me, source, engines, locator, hosts=node.hosts, data_ports=shard.data_ports, shelf=stores
@@ -76,6 +80,17 @@ def neighbours(node: NodeHost) -> Sequence[tuple[str, str, int]]:
     """The nodes that are alive, for asking them for weights."""
     alive = node.station.membership.alive()
     return [(peer.name, ip, peer.port) for peer in alive for ip in peer.ips()[:1]]
+
+
+def _given(found: Memory, limit: int | None, engines: Engines) -> Memory:
+    """What --memory leaves of the machine, and of that what is not promised to engines yet."""
+    most = found.limit_bytes if limit is None else min(found.limit_bytes, limit)
+    free = (
+        found.free_bytes
+        if limit is None and not engines.leases
+        else min(found.free_bytes, engines.free_bytes)
+    )
+    return msgspec.structs.replace(found, limit_bytes=most, free_bytes=min(free, most))
 
 
 def _free_bytes(host: NodeHost) -> int:

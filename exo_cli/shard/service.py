@@ -6,8 +6,9 @@ Knows nothing of MLX, and of weights only where they are found (`Locate`).
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from exo_cli.cluster.describe import Self
 from exo_cli.cluster.measure import Turnstile
@@ -21,7 +22,7 @@ from exo_cli.trust.authority import issue_leaf
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.hello import check_hello
-from exo_cli.wire.status import code_of
+from exo_cli.wire.status import abort
 
 Locate = Callable[[pb.LoadRequest, Callable[[int, int], None]], Awaitable[Path]]
 """Where the stage's weights are on this machine, fetched if need be; hears (done, total) bytes."""
@@ -60,7 +61,7 @@ class ShardService(WeightsServicer, NodeService):
             check_hello(request.hello, "the caller")
             _check(request)
         except ExoError as error:
-            await _abort(context, error)
+            await abort(context, error)
         try:
             async for event in self._load(request):
                 yield event
@@ -74,6 +75,10 @@ class ShardService(WeightsServicer, NodeService):
             return
         # One at a time: two loads that each fit alone must not be let in together.
         async with self._loading:
+            held = self._engines.find(request.load_id)
+            if held is not None and held.engine.state == "ready":
+                yield self._ready(held)
+                return
             fetched: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
             locating = asyncio.ensure_future(
                 self._locate(request, lambda done, total: fetched.put_nowait((done, total)))
@@ -92,10 +97,12 @@ class ShardService(WeightsServicer, NodeService):
             loading = self._engines.load(
                 start, model=request.model.name, digest=request.model.digest, keep_alive_s=keep_s
             )
-            async for line in loading:
-                if isinstance(line, Progress):
-                    said = pb.LoadProgress(doing=line.doing, done=line.done, total=line.total)
-                    yield pb.LoadEvent(progress=said)
+            # A caller that goes away ends the load at once, not when the garbage is collected.
+            async with aclosing(loading) as lines:
+                async for line in lines:
+                    if isinstance(line, Progress):
+                        said = pb.LoadProgress(doing=line.doing, done=line.done, total=line.total)
+                        yield pb.LoadEvent(progress=said)
         lease = self._engines.find(request.load_id)
         if lease is not None:
             yield self._ready(lease)
@@ -145,7 +152,7 @@ class ShardService(WeightsServicer, NodeService):
         try:
             check_hello(request.hello, "the caller")
         except ExoError as error:
-            await _abort(context, error)
+            await abort(context, error)
         gone, freed = [], 0
         for lease in self._engines.leases:
             if request.stage_id and lease.stage_id != request.stage_id:
@@ -160,7 +167,7 @@ class ShardService(WeightsServicer, NodeService):
         try:
             check_hello(request.hello, "the caller")
         except ExoError as error:
-            await _abort(context, error)
+            await abort(context, error)
         before: dict[str, tuple[int, float]] = {}
         while True:
             now_s = time.monotonic()
@@ -234,8 +241,3 @@ def _stage_stats(lease: Lease, rate: float) -> pb.StageStats:
         stats.steps = beat.steps
         stats.step_ms_p50, stats.step_ms_p99 = beat.step_ms_p50, beat.step_ms_p99
     return stats
-
-
-async def _abort(context: Any, error: ExoError) -> NoReturn:
-    await context.abort(code_of(error), error.message)
-    raise AssertionError("abort returns never")

@@ -1,0 +1,200 @@
+"""`exo run`: a model's answer on standard output, or a chat."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from exo_cli.commands.options import INSECURE_WARNING, InsecureFlag, PeerOption, peers
+from exo_cli.commands.run_answer import Wanted, begin, prompt_of, show
+from exo_cli.commands.session import Session, verb
+from exo_cli.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from exo_cli.drive.driver import Driver
+
+
+def register(app: typer.Typer) -> None:
+    app.command("run")(run)
+
+
+@verb
+def run(
+    session: Session,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A directory, or a repository of the hub's cache.", show_default=False
+        ),
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="What to say; - reads standard input.", show_default=False),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", metavar="PATH", help="Take the prompt from a file.")
+    ] = None,
+    no_stdin: Annotated[
+        bool, typer.Option("--no-stdin", help="Leave standard input alone, also if it is a pipe or a file.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="What the model is to be.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it stands, without the chat template.")
+    ] = False,
+    think: Annotated[
+        bool | None,
+        typer.Option("--think/--no-think", help="Let the model think first, if it has a switch for it."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", min=1, metavar="N", help="End after so many tokens.", show_default="4096"
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="End before this text. Repeatable."),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", min=0.0, metavar="T", help="0 takes the likeliest token each time."),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", min=0.0, max=1.0, metavar="P", help="Only the likeliest, with this sum."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=0, metavar="K", help="Only the K likeliest; 0 for all.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            "--min-p",
+            min=0.0,
+            max=1.0,
+            metavar="P",
+            help="Only those so likely, compared with the likeliest.",
+        ),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", min=0.01, metavar="X", help="1 for none.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option("--presence-penalty", min=-2.0, max=2.0, metavar="X", help="0 for none.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option("--frequency-penalty", min=-2.0, max=2.0, metavar="X", help="0 for none.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, max=2**64 - 1, metavar="N", help="The same number, the same answer."),
+    ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Say at the end how many tokens there were, and how fast.")
+    ] = False,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="PATH", help="Run on the nodes of this plan.json.")
+    ] = None,
+    peer: PeerOption = None,
+    insecure: InsecureFlag = False,
+) -> int:
+    """Run a model on the cluster, or on this machine alone, and print what it says.
+
+    \b
+    Examples:
+      exo run ./Llama-3.2-1B "Why is the sky blue?"
+      git diff | exo run ./Llama-3.2-1B "Write a commit message"
+      exo run ./Llama-3.2-1B --prompt-file letter.txt --max-tokens 200 > answer.txt
+      exo run ./Llama-3.2-1B              a chat, at a terminal
+
+    It uses the nodes that have the model loaded, else those that answer now, else this machine alone,
+    and says on standard error what it chose. Only generated text goes to standard output. Sampling is
+    as the model's generation_config.json recommends, unless it is said here.
+    """
+    from exo_cli.commands.run_prompt import gather
+
+    if raw and (system is not None or think is not None):
+        raise UsageProblem(
+            "--raw sends the text as it stands; --system, --think and --no-think need the chat template",
+            hint="Leave --raw out, or the others.",
+        )
+    if top_p == 0:
+        raise UsageProblem("--top-p 0 leaves no token", hint="Say --temperature 0 for the likeliest one.")
+    text = gather(prompt, prompt_file, no_stdin=no_stdin, output=session.output)
+    if text is None and raw:
+        raise UsageProblem("a chat needs the chat template", hint="Leave --raw out, or give a prompt.")
+    if insecure:
+        session.output.warning(INSECURE_WARNING)
+    wanted = Wanted(
+        system=system,
+        raw=raw,
+        think=think,
+        max_tokens=max_tokens,
+        stops=tuple(stop or ()),
+        stats=stats,
+        sampling={
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "seed": seed,
+        },
+    )
+    return _run(session, model, text, wanted, plan, peers(peer), insecure)
+
+
+def _run(
+    session: Session,
+    model: str,
+    text: str | None,
+    wanted: Wanted,
+    plan: Path | None,
+    asked: tuple[tuple[str, int], ...],
+    insecure: bool,
+) -> int:
+    import asyncio
+
+    from exo_cli import config
+    from exo_cli.commands.run_view import Work
+    from exo_cli.drive.driver import Driver, Settings, Telling
+    from exo_cli.drive.plans import read_plan
+    from exo_cli.text.stops import StopStrings
+    from exo_cli.trust.keyring import KeyringSource
+
+    StopStrings(wanted.stops)  # what is wrong with them is said before anything is loaded
+    settings = Settings(
+        model=model,
+        weights_dir=config.cache_dir() / "weights",
+        nodes_dir=config.nodes_dir(),
+        topology=session.topology,
+        plan=read_plan(plan) if plan is not None else None,
+        peers=asked,
+    )
+    work = Work(session.output)
+    telling = Telling(chosen=work.chosen, progress=work.progress)
+
+    async def main() -> int:
+        async with Driver(settings, KeyringSource(insecure), telling) as driver:
+            if text is None:
+                from exo_cli.commands.run_chat import chat
+
+                return await chat(session, driver, wanted)
+            return await _once(session, driver, text, wanted)
+
+    return asyncio.run(main())
+
+
+async def _once(session: Session, driver: "Driver", text: str, wanted: Wanted) -> int:
+    from exo_cli.drive.chat import one_question
+
+    if wanted.raw:
+        prompt = driver.language.plain(text)
+    else:
+        prompt = prompt_of(session, driver, one_question(text, wanted.system), wanted)
+    await show(session, await begin(driver, prompt, wanted), driver, wanted)
+    return 0

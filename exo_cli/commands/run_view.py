@@ -1,0 +1,118 @@
+"""What `exo run` shows: the text as it comes, events, and a line of figures."""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from exo_cli.output import Output
+
+if TYPE_CHECKING:
+    from exo_cli.drive.answer import Answer, Piece
+    from exo_cli.drive.choose import Choice
+    from exo_cli.drive.load import LoadedStage, Progress
+    from exo_cli.drive.requests import Reason
+
+
+def harmless(text: str) -> str:
+    """A model's text for a terminal: it may break lines, and do nothing else to the screen."""
+    return "".join(char if char in "\n\t" or not _controls(char) else f"\\x{ord(char):02x}" for char in text)
+
+
+def _controls(char: str) -> bool:
+    return char < " " or "\x7f" <= char <= "\x9f"
+
+
+@dataclass(slots=True)
+class Work:
+    """What goes on before the first token, told briefly."""
+
+    output: Output
+    _said: set[tuple[str, str]] = field(default_factory=set)
+
+    def chosen(self, choice: "Choice") -> None:
+        if choice.silent:
+            self.output.note(f"no answer from {', '.join(choice.silent)}")
+        alone = "no node of the cluster answers; " if choice.alone else ""
+        self.output.note(f"{alone}{choice.plan.reason}")
+
+    def progress(self, progress: "Progress") -> None:
+        step = (progress.node, progress.doing)
+        if step not in self._said:
+            self._said.add(step)
+            say = self.output.note if progress.doing == "fetch" else self.output.detail
+            say(f"{progress.node}: {progress.doing}")
+
+
+@dataclass(slots=True)
+class Show:
+    """One answer on its way to the reader."""
+
+    output: Output
+    began_s: float = field(default_factory=time.monotonic)
+    _first_s: float | None = None
+    _last_s: float = 0.0
+    _tokens: int = 0
+    _at_line_start: bool = True
+    _thinking: bool = False
+
+    def piece(self, piece: "Piece") -> None:
+        self._last_s = time.monotonic()
+        if self._first_s is None:
+            self._first_s = self._last_s
+        self._tokens += 1
+        if self.output.json:
+            from exo_cli.schemas.events import TokenLine, line
+
+            self.output.json_line(line(TokenLine(id=piece.token.id, text=piece.text)))
+            return
+        if piece.thinking:
+            self._thinking = True
+            self.output.aside(harmless(piece.thinking))
+        if piece.text:
+            if self._thinking:
+                self._thinking = False
+                self.output.aside("\n\n")
+            self._at_line_start = piece.text.endswith("\n")
+            self.output.write(harmless(piece.text) if self.output.stdout_is_a_terminal else piece.text)
+
+    def end_line(self) -> None:
+        """A terminal's next line is somebody else's; a pipe gets the text alone."""
+        if not self._at_line_start and self.output.stdout_is_a_terminal and not self.output.json:
+            self.output.line()
+            self._at_line_start = True
+
+    def summary(self, answer: "Answer", reason: "Reason") -> None:
+        if self.output.json:
+            from exo_cli.schemas.events import RunSummary, line
+
+            said = RunSummary(
+                finish_reason=reason,
+                prompt_tokens=answer.prompt_tokens,
+                cached_tokens=answer.cached_tokens,
+                generated_tokens=answer.generated_tokens,
+                ttft_ms=self._ttft_ms(),
+                decode_tokens_per_s=self._rate(),
+            )
+            self.output.json_line(line(said))
+
+    def stats(self, answer: "Answer", stages: "tuple[LoadedStage, ...]") -> str:
+        """One line for a person."""
+        ttft, rate = self._ttft_ms(), self._rate()
+        where = ", ".join(f"{stage.node.name} {stage.layers[0]}-{stage.layers[1] - 1}" for stage in stages)
+        return "; ".join(
+            (
+                f"{answer.prompt_tokens} prompt tokens ({answer.cached_tokens} cached)",
+                f"{answer.generated_tokens} generated",
+                "no token came" if ttft is None else f"the first after {ttft:.0f} ms",
+                *([] if rate is None else [f"then {rate:.1f} tokens/s"]),
+                f"layers {where}",
+            )
+        )
+
+    def _ttft_ms(self) -> float | None:
+        return None if self._first_s is None else round((self._first_s - self.began_s) * 1000, 1)
+
+    def _rate(self) -> float | None:
+        if self._first_s is None or self._last_s <= self._first_s:
+            return None
+        return round((self._tokens - 1) / (self._last_s - self._first_s), 2)

@@ -1,0 +1,22 @@
+"""plan.json as a driver reads it. Knows nothing of how a plan is made or carried out."""
+
+from pathlib import Path
+from typing import Final
+
+from exo_cli.errors import InputOutput, NotFound
+from exo_cli.schemas.decode import MAX_DOCUMENT_BYTES, decode
+from exo_cli.schemas.plan import SCHEMA, Plan
+
+_HINT: Final = "Make it anew: exo plan MODEL -o FILE"
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file, checked for being one."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_DOCUMENT_BYTES + 1)
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no plan at {path}", hint="Make one: exo plan MODEL -o FILE") from error
+    except OSError as error:
+        raise InputOutput(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    return decode(data, Plan, schema=SCHEMA, where=str(path), hint=_HINT)

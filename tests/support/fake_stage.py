@@ -1,0 +1,307 @@
+"""Nodes whose stages are real in everything but arithmetic: real control service, real data stream over
+mutual TLS on loopback, real stage core; the model is `HashCompute`.
+
+In the test's own process: `async with fake_node(source, "a") as node`. As a process of its own, to be
+killed: `python -m tests.support.fake_stage NAME`, which prints its control port.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from exo_cli.cluster.beacon import Role
+from exo_cli.cluster.describe import Self
+from exo_cli.cluster.facts import Accelerator
+from exo_cli.cluster.measure import Turnstile
+from exo_cli.cluster.service import NodeService
+from exo_cli.cluster.station import Station, Voice
+from exo_cli.engine.core import Effect, StageCore
+from exo_cli.engine.scheduler import Scheduler
+from exo_cli.errors import DoesNotFit, ExoError
+from exo_cli.schemas.topology import LoadedStage, Node
+from exo_cli.shard.flows import StageFacts, StageFlows
+from exo_cli.trust.authority import issue_leaf
+from exo_cli.trust.keyring import KeyringSource
+from exo_cli.wire import exo_pb2 as pb
+from exo_cli.wire.channels import SERVER_OPTIONS, leaf_server_credentials
+from exo_cli.wire.exo_pb2_grpc import StageServicer
+from exo_cli.wire.stubs import add_stage
+from tests.support import nodes
+from tests.support.chain import HashCompute
+
+Work = Callable[[StageCore[Any]], list[Effect]]
+_numbers = count(1)
+
+
+@dataclass
+class Habits:
+    """How a fake node behaves."""
+
+    step_s: float = 0.0
+    budget_bytes: int = 1_000_000
+    load_s: float = 0.0
+    load_fails: ExoError | None = None
+    slots: bool = True
+
+
+class Engine:
+    """What the engine thread is to a real stage: the only one that touches the core."""
+
+    def __init__(self, core: StageCore[Any], habits: Habits) -> None:
+        self.core = core
+        self.deliver: Callable[[list[Effect]], None]
+        self._habits = habits
+        self._inbox: deque[Work] = deque()
+        self._wake = asyncio.Event()
+
+    def call(self, work: Work) -> None:
+        self._inbox.append(work)
+        self._wake.set()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            before = self.core.steps
+            while self._inbox:
+                self.deliver(self._inbox.popleft()(self.core))
+            while self.core.first:
+                effects = self.core.poll(time.monotonic())
+                if effects is None:
+                    break
+                if isinstance(effects, float):
+                    loop.call_later(max(0.0, effects - time.monotonic()), self._wake.set)
+                    break
+                self.deliver(effects)
+                # A real engine has a thread of its own: messages flow while it computes.
+                await asyncio.sleep(0)
+                if self._habits.step_s or self._inbox:
+                    self._wake.set()
+                    break
+            if self._habits.step_s and self.core.steps > before:
+                await asyncio.sleep(self._habits.step_s)
+                self._wake.set()
+
+
+class _Servicer(StageServicer):
+    def __init__(self, flows: StageFlows) -> None:
+        self._flows = flows
+
+    async def Flow(self, messages: Any, context: Any) -> Any:
+        async for message in self._flows.flow(messages, context):
+            yield message
+
+
+@dataclass
+class FakeStage:
+    """One loaded stage."""
+
+    stage_id: str
+    request: pb.LoadRequest
+    compute: HashCompute
+    core: StageCore[Any]
+    flows: StageFlows
+    server: grpc.aio.Server
+    task: "asyncio.Task[None]"
+    port: int
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await self.flows.close()
+        await self.server.stop(0)
+        with suppress(asyncio.CancelledError):
+            await self.task
+
+
+async def start_stage(me: Self, source: KeyringSource, request: pb.LoadRequest, habits: Habits) -> FakeStage:
+    stage_id = request.load_id or f"{me.identity.name}-{next(_numbers)}"
+    first, last = request.first_layer == 0, request.last_layer == request.layers_in_model
+    compute = HashCompute()
+    scheduler = Scheduler(stages=1 if first and last else 2, chunk_tokens=4)
+    core: StageCore[Any] = StageCore(
+        compute, habits.budget_bytes, first=first, last=last, scheduler=scheduler
+    )
+    leaf = issue_leaf(source.current().primary)
+    engine = Engine(core, habits)
+    facts = StageFacts(stage_id, me.identity.node_id, me.identity.name, me.identity.boot, first, last)
+    flows = StageFlows(facts, [leaf], engine.call)
+    engine.deliver = flows.deliver
+    server = grpc.aio.server(options=list(SERVER_OPTIONS))
+    add_stage(_Servicer(flows), server)
+    port = server.add_secure_port("127.0.0.1:0", leaf_server_credentials([leaf]))
+    await server.start()
+    task = asyncio.create_task(engine.run())
+    return FakeStage(stage_id, request, compute, core, flows, server, task, port)
+
+
+class FakeService(NodeService):
+    """The control service with Load and Unload."""
+
+    def __init__(self, me: Self, source: KeyringSource, turnstile: Turnstile, habits: Habits) -> None:
+        super().__init__(me, source, turnstile)
+        self.habits = habits
+        self.stages: dict[str, FakeStage] = {}
+        self.asked: list[pb.LoadRequest] = []
+        self.unloaded: list[str] = []
+        self._fake = (me, source)
+        me.machine = replace(me.machine, accelerator=Accelerator(backend="cpu"))
+        me.stages = lambda: tuple(
+            LoadedStage(
+                model=stage.request.model.digest,
+                layers=(stage.request.first_layer, stage.request.last_layer),
+                state="ready",
+            )
+            for stage in self.stages.values()
+        )
+
+    async def Load(self, request: pb.LoadRequest, context: Any) -> AsyncIterator[pb.LoadEvent]:
+        self.asked.append(request)
+        for stage in self.stages.values():
+            if stage.request.load_id == request.load_id:
+                yield _ready(stage, self.habits)
+                return
+        for done in (0, 1):
+            yield pb.LoadEvent(progress=pb.LoadProgress(doing="read", done=done, total=1))
+            await asyncio.sleep(self.habits.load_s / 2)
+        error = self.habits.load_fails
+        if error is not None:
+            failed = pb.LoadFailed(
+                code=error.code, message=error.message, hint=error.hint or "", exit=int(error.exit)
+            )
+            yield pb.LoadEvent(failed=failed)
+            return
+        stage = await start_stage(*self._fake, request, self.habits)
+        self.stages[stage.stage_id] = stage
+        yield _ready(stage, self.habits)
+
+    async def Unload(self, request: pb.UnloadRequest, context: Any) -> pb.UnloadReply:
+        stage = self.stages.pop(request.stage_id, None)
+        if stage is None:
+            return pb.UnloadReply()
+        await stage.stop()
+        self.unloaded.append(request.stage_id)
+        return pb.UnloadReply(stage_ids=[request.stage_id])
+
+    async def close(self) -> None:
+        for stage in self.stages.values():
+            await stage.stop()
+
+
+def _ready(stage: FakeStage, habits: Habits) -> pb.LoadEvent:
+    ready = pb.LoadReady(
+        stage_id=stage.stage_id,
+        data_port=stage.port,
+        kv_budget_bytes=habits.budget_bytes,
+        slots=habits.slots,
+    )
+    return pb.LoadEvent(ready=ready)
+
+
+@dataclass
+class FakeNode:
+    """A node of the test's own process."""
+
+    here: nodes.Here
+    service: FakeService
+    habits: Habits = field(default_factory=Habits)
+
+    @property
+    def record(self) -> Node:
+        return self.here.me.record()
+
+    @property
+    def stage(self) -> FakeStage:
+        """Its only stage."""
+        (stage,) = self.service.stages.values()
+        return stage
+
+
+@asynccontextmanager
+async def fake_node(
+    source: KeyringSource, name: str, habits: Habits | None = None
+) -> AsyncIterator[FakeNode]:
+    made: list[FakeService] = []
+
+    def make(me: Self, source: KeyringSource, turnstile: Turnstile) -> FakeService:
+        made.append(FakeService(me, source, turnstile, habits or Habits()))
+        return made[0]
+
+    async with nodes.serving(source, name, make=make) as here:
+        try:
+            yield FakeNode(here, made[0], made[0].habits)
+        finally:
+            await made[0].close()
+
+
+@dataclass
+class NodeProcess:
+    """A fake node in a process of its own."""
+
+    child: "subprocess.Popen[str]"
+    port: int
+    id: str
+
+
+@contextmanager
+def node_process(home: Path, name: str, *options: str) -> Iterator[NodeProcess]:
+    """Start one whose key and files are in `home`; it ends with this process."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.fake_stage", name, *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HOME": str(home), "GRPC_VERBOSITY": "NONE"},
+    )
+    assert child.stdout is not None
+    try:
+        said = json.loads(child.stdout.readline())
+        yield NodeProcess(child, said["port"], said["id"])
+    finally:
+        child.kill()
+        child.communicate()
+
+
+async def _serve(name: str, habits: Habits, voice: bool) -> None:
+    """Until standard input ends."""
+    source = KeyringSource()
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(fake_node(source, name, habits))
+        if voice:
+            identity = node.here.me.identity
+            station = Station(
+                Voice(bytes.fromhex(identity.node_id), identity.boot, name, Role.SHARD, node.here.port),
+                source,
+                nodes_dir=Path.home() / "nodes",
+            )
+            await station.start()
+            identity.publish(port=node.here.port, voice_port=station.radio.own_port)
+            stack.push_async_callback(station.stop)
+        print(json.dumps({"port": node.here.port, "id": node.here.id}), flush=True)
+        # Whoever started us holds the other end.
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    parser.add_argument("--step-s", type=float, default=0.0)
+    parser.add_argument("--load-fails", action="store_true")
+    parser.add_argument("--voice", action="store_true")
+    said = parser.parse_args()
+    fails = DoesNotFit("there is no room", hint="Ask for less.") if said.load_fails else None
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_serve(said.name, Habits(step_s=said.step_s, load_fails=fails), said.voice))
