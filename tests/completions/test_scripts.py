@@ -124,7 +124,10 @@ def test_bash_completes_every_option_of_every_verb(home: Path) -> None:
     for leaf in ROOT.leaves():
         offered = bash(home, "exo", *leaf.path, "--")
         assert set(offered) == {
-            flag for option in leaf.options for flag in option.flags if flag.startswith("--")
+            flag
+            for option in leaf.options
+            for flag in (*option.flags, *option.off_flags)
+            if flag.startswith("--")
         }
 
 
