@@ -26,6 +26,8 @@ ADDRESS_LIFE_S = 30.0
 Status = Literal["alive", "suspect", "dead"]
 What = Literal["joined", "left", "suspect", "refuted", "dead", "changed", "duplicate-id"]
 Address = tuple[str, int]
+EVERYBODY: Address = ("", 0)
+"""To ask on every link: no address of the peer is proven."""
 
 
 @dataclass(slots=True)
@@ -51,18 +53,24 @@ class Peer:
     """IP -> when it was last heard from there."""
     voices: dict[str, int] = field(default_factory=dict)
     """IP -> the port it speaks from: a packet sent there reaches this node and no sibling of it."""
+    answered_from: set[str] = field(default_factory=set)
+    """IPs from which it answered a nonce: a recording can be sent from anywhere, an answer cannot."""
     rivals: dict[bytes, float] = field(default_factory=dict)
     """Other instances with the same id, and when each first answered while this one was there."""
     contested: bool = False
 
     def ips(self) -> list[str]:
-        """Where it was heard: the most recent first, those that mean something elsewhere before others."""
-        return sorted(self.addresses, key=lambda ip: ("%" in ip, -self.addresses[ip], ip))
+        """Where it was heard: where it answered first, addresses of this link alone last."""
+
+        def rank(ip: str) -> tuple[bool, bool, float, str]:
+            return ip not in self.answered_from, "%" in ip, -self.addresses[ip], ip
+
+        return sorted(self.addresses, key=rank)
 
     def ways(self) -> list[Address]:
-        """Where a packet reaches it."""
-        spoken = [(ip, self.voices[ip]) for ip in self.ips() if ip in self.voices]
-        return [*spoken, *((ip, self.port) for ip in self.ips())]
+        """Where a packet surely reaches it and nobody else: only where it answered from."""
+        ips = [ip for ip in self.ips() if ip in self.answered_from]
+        return [*((ip, self.voices[ip]) for ip in ips if ip in self.voices), *((ip, self.port) for ip in ips)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,8 @@ class Membership:
             # Overtaken by another interface's packet, or a recording: it may add a way, and no more.
             _add_way(peer, ip, peer.heard_s, port)
             return []
+        if answered:
+            peer.answered_from.add(ip)
         _know_way(peer, ip, now_s, port)
         changes: list[Change] = []
         if peer.status == "suspect":
@@ -195,10 +205,11 @@ class Membership:
             asking = peer.status == "suspect" or (restarting and silent_s > SUSPECT_AFTER_S)
             if asking and now_s - peer.asked_s >= ASK_EVERY_S:
                 peer.asked_s = now_s
-                ask += peer.ways()
+                ask += peer.ways() or [EVERYBODY]
             newest_s = max(peer.addresses.values(), default=0.0)
             peer.addresses = {ip: at for ip, at in peer.addresses.items() if newest_s - at < ADDRESS_LIFE_S}
             peer.voices = {ip: port for ip, port in peer.voices.items() if ip in peer.addresses}
+            peer.answered_from &= peer.addresses.keys()
         return changes, ask
 
     def alive(self) -> list[Peer]:
@@ -241,6 +252,7 @@ def _know_way(peer: Peer, ip: str, now_s: float, port: int | None) -> None:
         oldest = min(peer.addresses, key=lambda known: peer.addresses[known])
         del peer.addresses[oldest]
         peer.voices.pop(oldest, None)
+        peer.answered_from.discard(oldest)
 
 
 def _add_way(peer: Peer, ip: str, at_s: float, port: int | None) -> None:

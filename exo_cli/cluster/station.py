@@ -18,7 +18,7 @@ from exo_cli.cluster import beacon
 from exo_cli.cluster.beacon import Dropped, Kind, Packet, Role, State
 from exo_cli.cluster.identity import siblings
 from exo_cli.cluster.interfaces import Choice, own_ips
-from exo_cli.cluster.membership import Change, Membership
+from exo_cli.cluster.membership import EVERYBODY, Change, Membership
 from exo_cli.cluster.radio import Radio, Source, new_instance
 from exo_cli.cluster.replay import ReplayGuard
 from exo_cli.errors import ExoError
@@ -145,8 +145,11 @@ class Station:
                 self.radio.refresh()
             changes, ask = self.membership.scan(now_s)
             self._tell(changes)
+            if EVERYBODY in ask:
+                self.probe()
             for ip, port in ask:
-                self.knock(ip, port)
+                if (ip, port) != EVERYBODY:
+                    self.knock(ip, port)
 
     async def _speak_loop(self) -> None:
         """Beacons if we are a node; probes at once, soon again, and then rarely."""
@@ -162,6 +165,10 @@ class Station:
             if self.voice.role is Role.WATCHER or self._clock() - probed_s > PROBE_EVERY_S:
                 probed_s = self._clock()
                 self.probe()
+            else:
+                # Nor to us from the hosts that we were told of: their answers do as well.
+                for ip, port in self._peers:
+                    self.knock(ip, port)
 
     # -- out -------------------------------------------------------------------------------------
 

@@ -18,13 +18,14 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Print a completion script for a shell.
 
-        Nothing is installed and no rc file is edited.
-
         \b
         Examples:
           exo completion bash > ~/.local/share/bash-completion/completions/exo
           exo completion zsh > ~/.zfunc/_exo       with fpath+=~/.zfunc before compinit
           exo completion fish > ~/.config/fish/completions/exo.fish
+
+        Nothing is installed and no rc file is edited. The wheel brings the same scripts, below share/ of
+        where it is installed.
         """
         from exo_cli.commands import shells
         from exo_cli.commands.tree import tree

@@ -41,13 +41,14 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Show every setting and its value.
 
-        A setting is taken from the first of: the flag, its EXO_ variable, ./exo.toml, the config.toml
-        in $XDG_CONFIG_HOME/exo (~/.config/exo), the default.
-
         \b
         Examples:
           exo config show --origin
           exo config show --json
+
+        A setting is taken from the first of: the flag, its EXO_ variable, ./exo.toml, the config.toml
+        in $XDG_CONFIG_HOME/exo (~/.config/exo), the default. In a file an option has its long name:
+        at the top for every verb that has it, under [discover] or [key.new] for one.
         """
         from exo_cli.commands.tree import tree
 

@@ -57,7 +57,9 @@ def discover(
     ] = False,
     announce: Annotated[
         bool,
-        typer.Option("--announce", help="Also announce this machine, without taking work; Ctrl-C ends it."),
+        typer.Option(
+            "--announce", help="Do not look; announce this machine, without taking work, until Ctrl-C."
+        ),
     ] = False,
     peer: PeerOption = None,
     interface: InterfaceOption = None,
@@ -76,7 +78,7 @@ def discover(
     listen: ListenOption = None,
     insecure: InsecureFlag = False,
 ) -> int:
-    """Find the nodes of the cluster, measure the links between them, write the topology file.
+    """Find the nodes, measure their links, write the topology file.
 
     \b
     Examples:

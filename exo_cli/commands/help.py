@@ -24,7 +24,10 @@ FIXED_VARIABLES = {
     "EXO_DEBUG": "when set to 1, an error prints where it happened",
     "FORCE_COLOR": "when set, colours are used also where standard output is no terminal",
     "GRPC_VERBOSITY": "what gRPC itself writes to standard error (nothing, unless set)",
+    "HF_HOME": "where the hub's library keeps its files; its cache of models is hub in there",
+    "HF_HUB_CACHE": "the hub's cache of models (~/.cache/huggingface/hub)",
     "HOME": "where .config, .local/state and .cache are looked for",
+    "HUGGINGFACE_HUB_CACHE": "the older name of HF_HUB_CACHE",
     "NO_COLOR": "when set, no colours are used unless --color always is given",
     "TERM": "when it is dumb, nothing is drawn, coloured or moved",
     "XDG_CACHE_HOME": "where caches are kept, in exo (~/.cache)",
@@ -45,12 +48,12 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Say more about a verb or a topic.
 
-        Without one, the list of topics.
-
         \b
         Examples:
           exo help exit-codes
           exo help discover
+
+        Without one, the list of topics.
         """
         from exo_cli.commands.tree import tree
 

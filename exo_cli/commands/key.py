@@ -58,7 +58,8 @@ def new(
       exo key new --if-missing     for a Makefile: the second run changes nothing
 
     \b
-    Prints the key's fingerprint. Nodes that run take the key up by themselves.
+    Prints the key's fingerprint. A node that runs already stays on this machine
+    alone until it is started again.
     """
     from exo_cli.trust import changes
 
@@ -197,7 +198,7 @@ def rotate(
             "finish",
             path,
             change,
-            "Finished; only this key is valid",
+            "The rotation is over; the only valid key is",
             "See who is left: exo discover",
         )
     else:

@@ -18,14 +18,15 @@ def register(app: typer.Typer) -> None:
 
 @verb
 def ps(session: Session, insecure: InsecureFlag = False) -> int:
-    """Show the models, stages, requests and memory of every node in the topology.
+    """Show which models run where, and what memory is left.
 
     \b
     Examples:
       exo ps
       exo ps --json | jq '.stages[] | {node, model, layers, tokens_per_s}'
 
-    The topology file says which nodes to ask; `exo discover` writes it, and so does every node.
+    The topology file says which nodes to ask; `exo discover` writes it, and so does every node. In
+    the table the last layer is included (0-3 are four); in JSON it is not ([0,4]).
     """
     import asyncio
 

@@ -24,7 +24,7 @@ def run(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A directory, or a repository of the hub's cache.", show_default=False
+            metavar="MODEL", help="A directory, or org/name from the hub's cache.", show_default=False
         ),
     ],
     prompt: Annotated[
@@ -38,7 +38,8 @@ def run(
         bool, typer.Option("--no-stdin", help="Leave standard input alone, also if it is a pipe or a file.")
     ] = False,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="What the model is to be.")
+        str | None,
+        typer.Option("--system", metavar="TEXT", help="The system message: what the model is to be."),
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it stands, without the chat template.")
@@ -59,14 +60,22 @@ def run(
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", min=0.0, metavar="T", help="0 takes the likeliest token each time."),
+        typer.Option(
+            "--temperature",
+            min=0.0,
+            metavar="T",
+            help="How freely to choose; 0 takes the likeliest each time.",
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", min=0.0, max=1.0, metavar="P", help="Only the likeliest, with this sum."),
+        typer.Option(
+            "--top-p", min=0.0, max=1.0, metavar="P", help="Only the likeliest tokens that add up to P."
+        ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", min=0, metavar="K", help="Only the K likeliest; 0 for all.")
+        int | None,
+        typer.Option("--top-k", min=0, metavar="K", help="Only the K likeliest tokens; 0 for all."),
     ] = None,
     min_p: Annotated[
         float | None,
@@ -75,17 +84,24 @@ def run(
             min=0.0,
             max=1.0,
             metavar="P",
-            help="Only those so likely, compared with the likeliest.",
+            help="Only tokens at least P times as likely as the likeliest.",
         ),
     ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option("--repetition-penalty", min=0.01, metavar="X", help="1 for none.")
+        float | None,
+        typer.Option("--repetition-penalty", min=0.01, metavar="X", help="Against tokens seen; 1 for none."),
     ] = None,
     presence_penalty: Annotated[
-        float | None, typer.Option("--presence-penalty", min=-2.0, max=2.0, metavar="X", help="0 for none.")
+        float | None,
+        typer.Option(
+            "--presence-penalty", min=-2.0, max=2.0, metavar="X", help="Once for each token seen; 0 for none."
+        ),
     ] = None,
     frequency_penalty: Annotated[
-        float | None, typer.Option("--frequency-penalty", min=-2.0, max=2.0, metavar="X", help="0 for none.")
+        float | None,
+        typer.Option(
+            "--frequency-penalty", min=-2.0, max=2.0, metavar="X", help="Each time it was seen; 0 for none."
+        ),
     ] = None,
     seed: Annotated[
         int | None,
@@ -100,7 +116,7 @@ def run(
     peer: PeerOption = None,
     insecure: InsecureFlag = False,
 ) -> int:
-    """Run a model on the cluster, or on this machine alone, and print what it says.
+    """Run a model on the cluster, or on this machine alone.
 
     \b
     Examples:
@@ -109,9 +125,15 @@ def run(
       exo run ./Llama-3.2-1B --prompt-file letter.txt --max-tokens 200 > answer.txt
       exo run ./Llama-3.2-1B              a chat, at a terminal
 
+    MODEL is any model that mlx-lm runs, in a directory here or in the hub's cache; nothing is
+    downloaded. Nodes that lack it get its weights from this machine.
+
     It uses the nodes that have the model loaded, else those that answer now, else this machine alone,
-    and says on standard error what it chose. Only generated text goes to standard output. Sampling is
-    as the model's generation_config.json recommends, unless it is said here.
+    and says on standard error what it chose. Nodes keep the model for 10 minutes after its last use;
+    `exo unload` frees them at once.
+
+    Only generated text goes to standard output. Sampling is as the model's generation_config.json
+    recommends, unless it is said here.
     """
     from exo_cli.commands.run_prompt import gather
 

@@ -23,13 +23,13 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Print the JSON Schema of a verb's --json output.
 
-        Without a verb, the list of them. Within a schema's version keys are only ever added, and a key
-        without a value is null.
-
         \b
         Examples:
           exo schema discover
           exo schema error
+
+        Without a verb, the list of them. Within a schema's version keys are only ever added, and a key
+        without a value is null.
         """
         import json
 

@@ -41,7 +41,10 @@ def serve_shard(
     memory: Annotated[
         str | None,
         typer.Option(
-            "--memory", envvar="EXO_MEMORY", metavar="SIZE", help="What models may take, like 24GB or 24GiB."
+            "--memory",
+            envvar="EXO_MEMORY",
+            metavar="SIZE",
+            help="The most that models may take, like 24GB or 24GiB; else what is free.",
         ),
     ] = None,
     data_ports: Annotated[
@@ -50,7 +53,7 @@ def serve_shard(
             "--data-ports",
             envvar="EXO_DATA_PORTS",
             metavar="A-B",
-            help="Ports for models; 0 is any free one.",
+            help="TCP ports for the traffic of loaded models, one each; 0 is any free one.",
         ),
     ] = "0",
     insecure: InsecureFlag = False,
@@ -61,10 +64,14 @@ def serve_shard(
     Examples:
       exo serve-shard
       exo serve-shard --name studio --listen 0.0.0.0:52416
+      exo serve-shard --memory 24GiB --data-ports 52500-52520
       exo serve-shard --ready-file ready.json &
 
+    `exo run` loads models here; one that nobody asks for 10 minutes is let go. A firewall has to let in
+    TCP and UDP 52416, and the data ports.
+
     Without a cluster key the node is for this machine only and listens on loopback; `exo key new`
-    makes a key. Ctrl-C and SIGTERM say goodbye to the others and end it.
+    makes a key, for nodes started after it. Ctrl-C and SIGTERM say goodbye to the others and end it.
     """
     import asyncio
 
@@ -100,7 +107,7 @@ def serve_shard(
         if output.json:
             output.line(line(event))
         ring = source.current()
-        whom = "this machine only; exo key new opens it to others"
+        whom = "this machine only; exo key new and a restart open it to others"
         if ring.kind != "local":
             whom = f"cluster {ring.primary.fingerprint}"
         output.note(f"node {event.name} listens on {event.endpoint} ({whom})")

@@ -21,14 +21,15 @@ def unload(
     ] = "",
     insecure: InsecureFlag = False,
 ) -> int:
-    """Let go of a model on every node of the topology, and free its memory.
+    """Let go of a model on every node, and free its memory.
 
     \b
     Examples:
       exo unload llama-3.3-70b
       exo unload
 
-    Requests that still run on it end. Unloading what is not loaded is no error without a name.
+    Requests that still run on it end. A MODEL that no node holds is an error (66); without MODEL,
+    having nothing to let go is none.
     """
     import asyncio
 
@@ -37,7 +38,7 @@ def unload(
     from exo_cli.cluster.topology_file import TopologyFile
     from exo_cli.schemas.events import line
     from exo_cli.trust.keyring import KeyringSource
-    from exo_cli.views.figures import bytes_text
+    from exo_cli.views.figures import bytes_text, plural
 
     output = session.output
     if insecure:
@@ -50,7 +51,8 @@ def unload(
         if output.json:
             output.json_line(line(answer))
         elif answer.stages:
-            output.note(f"{answer.node}: {len(answer.stages)} stages, {bytes_text(answer.freed_bytes)} freed")
+            freed = bytes_text(answer.freed_bytes)
+            output.note(f"{answer.node}: {plural(len(answer.stages), 'stage')}, {freed} freed")
     if model and not any(answer.stages for answer in answers):
         raise NotFound(f"no node holds {model}", hint="exo ps shows what is loaded.")
     return Exit.OK

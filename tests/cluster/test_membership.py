@@ -16,6 +16,7 @@ from exo_cli.cluster.beacon import Kind, Packet, Role, State
 from exo_cli.cluster.membership import (
     ADDRESS_LIFE_S,
     ASK_EVERY_S,
+    EVERYBODY,
     MAX_ADDRESSES,
     MAX_PEERS,
     Address,
@@ -104,6 +105,7 @@ def test_a_sequence_that_advances_proves_it(seen: Seen) -> None:
 
 
 def test_silence_is_suspected_then_asked_then_death(seen: Seen) -> None:
+    seen.hear(packet(seq=3), answered=True)
     assert seen.wait(5.5) == []
     assert seen.asked == []
     assert seen.wait(0.25) == ["suspect"]
@@ -209,7 +211,16 @@ def test_a_restart_joins_again_and_is_no_duplicate(seen: Seen) -> None:
     assert seen.wait(10) == ["suspect", "dead"]
 
 
+def test_who_never_answered_is_asked_on_every_link_and_nowhere_else(seen: Seen) -> None:
+    """What we missed may be played to us from another address: nothing is sent there."""
+    seen.hear(packet(seq=3), "203.0.113.66")
+    assert seen.wait(10) == ["suspect", "dead"]
+    assert set(seen.asked) == {EVERYBODY}
+    assert seen.members.peers[ID].ways() == []
+
+
 def test_a_restart_that_ends_at_once_is_reported_dead(seen: Seen) -> None:
+    seen.hear(packet(seq=3), answered=True)
     assert seen.hear(packet(seq=1, boot=2, instance=b"j" * 8)) == []
     assert seen.wait(10) == ["dead"]
     assert set(seen.asked) == {(IP, 5), (IP, 52416)}
@@ -274,14 +285,16 @@ def test_changes_are_reported_and_old_news_is_not(seen: Seen) -> None:
     assert (peer.port, peer.name, peer.role, peer.draining) == (1, "x", Role.ANNOUNCE, False)
 
 
-def test_addresses_come_newest_first_and_those_of_this_link_last(seen: Seen) -> None:
+def test_addresses_that_answered_come_first_then_the_newest_and_those_of_this_link_last(seen: Seen) -> None:
     for seq, ip in enumerate(["10.0.0.1", "10.0.0.2", "fe80::1%eth0"], 3):
         seen.now_s += 0.1
         seen.hear(packet(seq=seq), ip)
     peer = seen.members.peers[ID]
     assert peer.ips() == ["10.0.0.2", "10.0.0.1", IP, "fe80::1%eth0"]
-    assert peer.ways()[0] == ("10.0.0.2", 5)
-    assert ("fe80::1%eth0", 52416) in peer.ways()
+    assert peer.ways() == []
+    seen.hear(packet(seq=9), "10.0.0.1", answered=True)
+    assert peer.ips() == ["10.0.0.1", "10.0.0.2", IP, "fe80::1%eth0"]
+    assert peer.ways() == [("10.0.0.1", 5), ("10.0.0.1", 52416)]
 
 
 def test_addresses_that_fell_silent_are_forgotten(seen: Seen) -> None:

@@ -200,7 +200,11 @@ def test_who_proved_nothing_gets_no_beacons(desk: Desk) -> None:
     desk.station._announce(Kind.BEACON)
     assert desk.sent == []
     assert len(desk.broadcasts) == 1
+    # Two beacons in a row prove that it is there, and not that it is where they came from.
     desk.take(Kind.BEACON)
+    desk.station._announce(Kind.BEACON)
+    assert desk.sent == []
+    desk.take(Kind.ANSWER, nonce=asked(desk))
     desk.station._announce(Kind.BEACON)
     assert [(ip, port) for _, ip, port in desk.sent] == [(THERE.ip, THERE.port)]
 
