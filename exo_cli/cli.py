@@ -58,6 +58,7 @@ def root(
     Examples:
       exo serve-shard            on every machine: announce it, wait for work
       exo discover               who is there, how fast, over which links
+      exo run MODEL "Hello"      run a model on the nodes that answer, or here
       exo key new                one shared secret makes the cluster private
 
     Every verb takes --json. `exo help VERB` and `man exo-VERB` say more.

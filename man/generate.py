@@ -200,7 +200,8 @@ def _options(options: Iterable[Parameter]) -> list[str]:
 def _about(parameter: Parameter) -> list[str]:
     text = parameter.help or parameter.name
     extras = [f"Default: {parameter.default}."] if parameter.default is not None else []
-    extras += ["May be given more than once."] if parameter.many and parameter.takes_value else []
+    many = parameter.many and parameter.takes_value and "Repeatable" not in (parameter.help or "")
+    extras += ["May be given more than once."] if many else []
     extras += [f"Environment: {', '.join(parameter.env)}."] if parameter.env else []
     return [escape(" ".join([text, *extras]))]
 

@@ -35,9 +35,13 @@ def parse_listen(text: str) -> tuple[str | None, int]:
 
 def parse_peer(text: str) -> tuple[str, int]:
     """`HOST` or `HOST:PORT` as an address: names are looked up here, once."""
-    host, port = parse_listen(text)
+    hint = "Say --peer HOST or --peer HOST:PORT."
+    try:
+        host, port = parse_listen(text)
+    except UsageProblem:
+        raise UsageProblem(f"'{text}' is no address of a host", hint=hint) from None
     if host is None or port == 0:
-        raise UsageProblem(f"'{text}' names no host", hint="Say --peer HOST or --peer HOST:PORT.")
+        raise UsageProblem(f"'{text}' names no host", hint=hint)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
@@ -132,3 +136,10 @@ def has_ipv6() -> bool:
     except OSError:
         return False
     return True
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

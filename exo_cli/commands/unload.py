@@ -55,4 +55,6 @@ def unload(
             output.note(f"{answer.node}: {plural(len(answer.stages), 'stage')}, {freed} freed")
     if model and not any(answer.stages for answer in answers):
         raise NotFound(f"no node holds {model}", hint="exo ps shows what is loaded.")
+    if not any(answer.stages or answer.error for answer in answers):
+        output.note("nothing was loaded")
     return Exit.OK

@@ -89,7 +89,7 @@ async def _planned(need: Need, around: Around, plan: Plan) -> Choice:
     if plan.model.digest != need.model.digest:
         raise BadData(
             f"the plan is for another model: {plan.model.name}, not {need.model.name}",
-            hint="Plan again: exo plan.",
+            hint="Make the plan for the nodes that there are, or leave --plan out.",
         )
     wanted = {rank.node for replica in plan.replicas[:1] for stage in replica.stages for rank in stage.ranks}
     known = [node for node in around.topology.nodes if node.id in wanted]
@@ -101,7 +101,7 @@ async def _planned(need: Need, around: Around, plan: Plan) -> Choice:
     if missing:
         raise Unavailable(
             f"the plan needs nodes that do not answer: {', '.join(missing)}",
-            hint="Start exo serve-shard there, or plan again: exo plan.",
+            hint="Start exo serve-shard there, or leave --plan out.",
         )
     return Choice(plan, found.nodes, around.topology.links)
 

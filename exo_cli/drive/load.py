@@ -120,7 +120,7 @@ def load_id(plan: Plan, layers: tuple[int, int], layers_in_model: int) -> str:
 
 
 def _check(plan: Plan, stages: Sequence[PlannedStage], layers: int) -> None:
-    hint = "Plan again: exo plan."
+    hint = "Mend the plan, or leave --plan out."
     if not stages:
         raise BadData("the plan has no stages", hint=hint)
     at = 0

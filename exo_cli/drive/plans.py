@@ -7,7 +7,7 @@ from exo_cli.errors import InputOutput, NotFound
 from exo_cli.schemas.decode import MAX_DOCUMENT_BYTES, decode
 from exo_cli.schemas.plan import SCHEMA, Plan
 
-_HINT: Final = "Make it anew: exo plan MODEL -o FILE"
+_HINT: Final = "exo schema plan.json says what it holds; without --plan exo run splits by free memory."
 
 
 def read_plan(path: Path) -> Plan:
@@ -16,7 +16,7 @@ def read_plan(path: Path) -> Plan:
         with open(path, "rb") as file:
             data = file.read(MAX_DOCUMENT_BYTES + 1)
     except FileNotFoundError as error:
-        raise NotFound(f"there is no plan at {path}", hint="Make one: exo plan MODEL -o FILE") from error
+        raise NotFound(f"there is no plan at {path}", hint="Check the path, or leave --plan out.") from error
     except OSError as error:
         raise InputOutput(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
     return decode(data, Plan, schema=SCHEMA, where=str(path), hint=_HINT)

@@ -86,6 +86,12 @@ class Scheduler:
         self._ready.pop(request, None)
         if request in self._prompts:
             self._prompts.remove(request)
+        # A step that was refused or lost on its way never comes back; it must not hold up the others.
+        self._under_way = {
+            number: step
+            for number, step in self._under_way.items()
+            if any(row.request in self._requests for row in step.rows)
+        }
 
     def next(self, now_s: float) -> Step | float | None:
         """The step to run now, or the time to ask again, or None: something has to happen first."""

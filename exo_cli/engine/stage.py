@@ -91,7 +91,10 @@ def load(
 def _check_layers(skeleton: Skeleton, layers: tuple[int, int], layers_in_model: int) -> None:
     n = skeleton.anatomy.n_layers
     if n != layers_in_model:
-        raise BadData(f"the model has {n} layers, not {layers_in_model}", hint="Plan again: exo plan.")
+        raise BadData(
+            f"the model has {n} layers, not {layers_in_model}",
+            hint="Make the plan from this model's config.json.",
+        )
     skeleton.anatomy.check_range(*layers)
 
 

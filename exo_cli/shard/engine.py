@@ -131,6 +131,8 @@ class Engine:
             else:
                 said = _as_error(line)
         code = await self._process.wait()
+        # What it said last is no longer so.
+        self.beat = None
         wanted = self.state == "unloading"
         if not wanted:
             self.state = "failed"

@@ -141,7 +141,9 @@ class StageFlows:
                 here.remove(flow)
             if not here:
                 self._flows.pop(flow.driver, None)
-                self._cancel_all(lambda known: known.driver == flow.driver)
+                # Elsewhere the cancel comes down the chain, behind the frames that are on their way.
+                if self._facts.first:
+                    self._cancel_all(lambda known: known.driver == flow.driver)
         elif flow is self._previous:
             self._previous = None
             self._cancel_all(lambda known: True)
@@ -227,16 +229,19 @@ class StageFlows:
                 case core.RefusedUp(request, epoch, error):
                     refused = translate.refused(request, epoch, error, self._facts.node_name)
                     self._up(request, pb.Up(refused=refused))
-                    self._known.pop(request, None)
+                    self._forget(request, epoch)
                 case core.TokensBack(step, tokens, _):
                     back = translate.tokens_out(tokens, finish, step)
                     self._back(pb.Down(tokens=back))
                 case core.TokensOut(tokens):
                     self._to_drivers(tokens, finish)
                 case core.Closed(request, epoch):
-                    known = self._known.get(request)
-                    if known is not None and known.epoch <= epoch:
-                        del self._known[request]
+                    self._forget(request, epoch)
+
+    def _forget(self, request: int, epoch: int) -> None:
+        known = self._known.get(request)
+        if known is not None and known.epoch <= epoch:
+            del self._known[request]
 
     def _up(self, request: int, message: pb.Up) -> None:
         if self._facts.first:
@@ -298,6 +303,8 @@ class StageFlows:
                 writer.cancel()
         except grpc.aio.AioRpcError as error:
             reason = error.details() or str(error.code())
+        except ExoError as error:
+            reason = error.message
         finally:
             await channel.close()
         self._lost(link, reason)
@@ -313,8 +320,9 @@ class StageFlows:
             refused = message.refused
             # Said in the words of the stage that refused, and with its figures.
             self._up(refused.request, message)
-            self._known.pop(refused.request, None)
-            self._call(lambda stage: _dropped(stage, refused.request, refused.epoch))
+            self._forget(refused.request, refused.epoch)
+            # Downwards as well: a stage that refuses a step still holds the request.
+            self._cancel(refused.request, refused.epoch)
         elif kind == "finished":
             known = self._known.get(message.finished.request)
             if known is not None and known.epoch == message.finished.epoch:
@@ -355,11 +363,6 @@ def _checked(stage: core.StageCore[Any], frame: frames.FrameData, flow: _Flow, n
 
 def _in_chain_of(stage: core.StageCore[Any], stages: int) -> list[Effect]:
     stage.scheduler.stages = stages
-    return []
-
-
-def _dropped(stage: core.StageCore[Any], request: int, epoch: int) -> list[Effect]:
-    stage.refused(request, epoch, TryAgain("refused below"))
     return []
 
 

@@ -83,14 +83,11 @@ def neighbours(node: NodeHost) -> Sequence[tuple[str, str, int]]:
 
 
 def _given(found: Memory, limit: int | None, engines: Engines) -> Memory:
-    """What --memory leaves of the machine, and of that what is not promised to engines yet."""
-    most = found.limit_bytes if limit is None else min(found.limit_bytes, limit)
-    free = (
-        found.free_bytes
-        if limit is None and not engines.leases
-        else min(found.free_bytes, engines.free_bytes)
-    )
-    return msgspec.structs.replace(found, limit_bytes=most, free_bytes=min(free, most))
+    """What this node may still give away: within --memory, and not promised to an engine yet."""
+    if limit is None and not engines.leases:
+        return found
+    # What is free stays what the system says; what is promised already lowers the limit.
+    return msgspec.structs.replace(found, limit_bytes=min(found.limit_bytes, engines.free_bytes))
 
 
 def _free_bytes(host: NodeHost) -> int:

@@ -24,6 +24,7 @@ from typing import Any, Final, cast
 import grpc.aio
 import msgspec
 
+from exo_cli.cluster.ports import free_port, is_free
 from exo_cli.engine.core import Effect, StageCore
 from exo_cli.errors import Exit, ExoError, SystemFailure
 from exo_cli.fetch.partial import coverage
@@ -35,6 +36,7 @@ from exo_cli.wire.channels import SERVER_OPTIONS, leaf_server_credentials
 
 BEAT_S: Final = 0.5
 RECENT_STEPS: Final = 256
+RANDOM_PORTS: Final = 64
 _PR_SET_PDEATHSIG: Final = 1
 
 Call = Callable[[StageCore[Any]], list[Effect]]
@@ -215,11 +217,15 @@ async def serve(start: Start) -> int:
 
 def _bind(server: grpc.aio.Server, start: Start, leaves: list[Leaf]) -> int:
     low, high = start.ports
-    for port in range(low, high + 1):
+    candidates = range(low, high + 1) if low else (free_port() for _ in range(RANDOM_PORTS))
+    for port in candidates:
+        # All of them or none: a server that listens on half of its hosts cannot be undone.
+        if not all(is_free(host, port) for host in start.hosts):
+            continue
         try:
             for host in start.hosts:
                 bracketed = f"[{host}]" if ":" in host else host
-                port = server.add_secure_port(f"{bracketed}:{port}", leaf_server_credentials(leaves))
+                server.add_secure_port(f"{bracketed}:{port}", leaf_server_credentials(leaves))
         except RuntimeError:
             continue
         return port
