@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import msgspec
 
+from exo_cli.cluster import asked
 from exo_cli.cluster.membership import Change, Peer
 from exo_cli.cluster.merge import merge
 from exo_cli.cluster.pairs import (
     Pair,
-    addresses_to,
     join_endpoint,
     limited_by_transport,
     split_endpoint,
@@ -25,9 +25,9 @@ from exo_cli.cluster.pairs import (
 )
 from exo_cli.cluster.station import Station
 from exo_cli.cluster.topology_file import TopologyFile
-from exo_cli.errors import BadData, ExoError, TryAgain, Unavailable
+from exo_cli.errors import BadData, ExoError, Unavailable
 from exo_cli.schemas.decode import decode_node
-from exo_cli.schemas.topology import InterfaceKind, Link, Node, NodeState, Topology
+from exo_cli.schemas.topology import Link, Node, NodeState, Topology
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.channels import dial
@@ -39,14 +39,9 @@ DESCRIBE_TIMEOUT_S = 3.0
 BETTER_ADDRESS_S = 0.25
 RETRY_S = 2.0
 REFRESH_S = 10.0
-MEASURE_TIMEOUT_S = 20.0
-BUSY_TRIES = 8
-BUSY_PAUSE_S = 0.4
 WRITE_PAUSE_S = 0.1
 DESCRIBE_ADDRESSES = 4
 LINK_RETRY_S = 30.0
-MAX_WORD = 64
-MAX_SENTENCE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,65 +271,17 @@ class Survey:
         return failed_s is not None and time.monotonic() - failed_s < LINK_RETRY_S
 
     async def _measure_loopback(self, node: Node) -> None:
-        try:
-            reply = await self._ask(node, Pair(node, node), [], fresh=False)
-        except ExoError:
-            return
+        rate = await asked.loopback_rate(node, self._source)
         current = self.described.get(node.id)
-        if _believable(reply) and current is not None:
-            self.described[node.id] = msgspec.structs.replace(current, loopback_bytes_per_s=reply.bytes_per_s)
+        if rate is not None and current is not None:
+            self.described[node.id] = msgspec.structs.replace(current, loopback_bytes_per_s=rate)
             self._touch(node.id)
 
     async def _measure_pair(self, pair: Pair, *, fresh: bool) -> Link:
-        addresses = addresses_to(pair)
-        try:
-            reply = await self._ask(pair.source, pair, addresses, fresh=fresh)
-        except ExoError as failure:
-            return _no_figure(pair, failure.message)
-        if reply.error:
-            return _no_figure(pair, reply.error[:MAX_SENTENCE], reply)
-        if not _believable(reply):
-            return _no_figure(pair, f"{pair.source.name} answers with a figure that cannot be")
-        link = Link(
-            from_=pair.source.id,
-            to=pair.target.id,
-            interface=reply.interface or None,
-            kind=_kind(reply.kind),
-            address=reply.address or None,
-            rtt_us_p50=round(reply.rtt_us_p50, 1),
-            rtt_us_p99=round(reply.rtt_us_p99, 1),
-            bytes_per_s=float(round(reply.bytes_per_s)),
-            limited_by=None,
-            boot=reply.boot,
-            seq=reply.seq,
-            measured_unix_ms=_now_ms() - int(reply.age_ms),
-        )
+        link = await asked.link(pair, self._source, fresh=fresh)
         if limited_by_transport(link, self.described):
             link = msgspec.structs.replace(link, limited_by="transport")
         return link
-
-    async def _ask(
-        self, node: Node, pair: Pair, addresses: list[tuple[str, int]], *, fresh: bool
-    ) -> pb.MeasureReply:
-        """Let `node` measure; waits a few times while it is busy."""
-        host, port = _parts(node)
-        request = pb.MeasureRequest(
-            hello=hello(),
-            target_node_id=pair.target.id,
-            addresses=[pb.MeasureAddress(ip=ip, port=at) for ip, at in addresses],
-            max_age_ms=0 if fresh else 600_000,
-        )
-        channel = await dial(host, port, self._source.current(), timeout_s=DESCRIBE_TIMEOUT_S)
-        async with channel:
-            for attempt in range(BUSY_TRIES):
-                with translated(node.name):
-                    reply: pb.MeasureReply = await control(channel).Measure(
-                        request, timeout=MEASURE_TIMEOUT_S
-                    )
-                if not reply.busy:
-                    return reply
-                await asyncio.sleep(BUSY_PAUSE_S * (1 + attempt / 2))
-        raise TryAgain(f"{node.name} or {pair.target.name} is busy")
 
     # -- the file --------------------------------------------------------------------------------
 
@@ -425,47 +372,6 @@ def _with_status(node: Node, peer: Peer) -> Node:
 
 def _ends(pair: Pair) -> tuple[str, int, str, int]:
     return pair.source.id, pair.source.boot, pair.target.id, pair.target.boot
-
-
-def _believable(reply: pb.MeasureReply) -> bool:
-    """A member's claim like any other: what the file could not hold is not taken."""
-    counts = (reply.rtt_us_p50, reply.rtt_us_p99, reply.bytes_per_s, reply.boot, reply.seq)
-    words = (reply.interface, reply.kind, reply.address)
-    return (
-        not reply.error
-        and reply.bytes_per_s >= 1
-        and all(0 <= count < 2**63 for count in counts)
-        and reply.age_ms <= _now_ms()
-        and all(len(word) <= MAX_WORD for word in words)
-    )
-
-
-def _no_figure(pair: Pair, error: str, reply: pb.MeasureReply | None = None) -> Link:
-    boot, seq = pair.source.boot, pair.source.seq
-    if reply is not None and boot == reply.boot and seq < reply.seq < 2**63:
-        seq = reply.seq
-    return Link(
-        from_=pair.source.id,
-        to=pair.target.id,
-        interface=None,
-        kind=None,
-        address=None,
-        rtt_us_p50=None,
-        rtt_us_p99=None,
-        bytes_per_s=None,
-        limited_by=None,
-        boot=boot,
-        seq=seq,
-        error=error,
-        measured_unix_ms=_now_ms(),
-    )
-
-
-def _kind(text: str) -> InterfaceKind | None:
-    try:
-        return msgspec.convert(text, InterfaceKind) if text else None
-    except msgspec.ValidationError:
-        return "unknown"
 
 
 def _is_endpoint(text: str) -> bool:

@@ -61,6 +61,11 @@ class Engine:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with; negative: the signal that ended it."""
+        return None if self._process is None else self._process.returncode
+
     async def start(self, environment: dict[str, str] | None = None) -> None:
         """Start the process and hand it its first line; returns at once."""
         self._process = await asyncio.create_subprocess_exec(

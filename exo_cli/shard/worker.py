@@ -248,7 +248,8 @@ def _end_with_parent() -> Start:
     start = msgspec.json.decode(pipe.readline(), type=Start)
 
     def watch() -> None:
-        while pipe.read(4096):
+        # Not through the buffer: the interpreter cannot end while a thread holds its lock, and aborts.
+        while os.read(pipe.fileno(), 4096):
             pass
         os._exit(Exit.OK)
 

@@ -16,6 +16,7 @@ import pytest
 
 from exo_cli import config
 from exo_cli.cluster import service
+from exo_cli.cluster import asked as asked_module
 from exo_cli.cluster import survey as module
 from exo_cli.cluster.beacon import Role
 from exo_cli.cluster.membership import Change, Peer
@@ -434,7 +435,7 @@ def test_a_node_that_does_not_answer_any_more_leaves_a_reason() -> None:
 
 
 def test_a_busy_node_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUSY_PAUSE_S", 0.01)
+    monkeypatch.setattr(asked_module, "BUSY_PAUSE_S", 0.01)
     busy = iter([True, True, True])
 
     async def act(made: Scene, source: KeyringSource) -> None:
@@ -451,7 +452,7 @@ def test_a_busy_node_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_node_that_works_all_the_time_is_said_to_be_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUSY_PAUSE_S", 0.001)
+    monkeypatch.setattr(asked_module, "BUSY_PAUSE_S", 0.001)
 
     async def act(made: Scene, source: KeyringSource) -> None:
         async with serving(source, "a", requests_run=lambda: True) as a, serving(source, "b") as b:

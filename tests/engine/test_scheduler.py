@@ -133,6 +133,19 @@ def test_tokens_that_nobody_waits_for_change_nothing() -> None:
     assert scheduler.requests == ()
 
 
+def test_steps_that_were_lost_with_their_requests_hold_up_nobody() -> None:
+    scheduler = Scheduler(stages=2, chunk_tokens=4)
+    for request in (1, 2):
+        scheduler.open(request, prompt=3, prefix=0)
+        assert isinstance(scheduler.next(0.0), Step)
+    scheduler.open(3, prompt=3, prefix=0)
+    assert scheduler.next(0.0) is None
+    scheduler.close(1)
+    step = scheduler.next(0.0)
+    assert isinstance(step, Step)
+    assert [row.request for row in step.rows] == [3]
+
+
 def test_a_prompt_must_leave_something_to_compute() -> None:
     scheduler = Scheduler(stages=1, chunk_tokens=8)
     with pytest.raises(ValueError, match="last token"):

@@ -78,6 +78,7 @@ def test_it_loads_says_its_figures_and_ends_when_told(start: Callable[..., Start
         pid = engine.pid
         await engine.stop()
         assert not psutil.pid_exists(pid)
+        assert engine.exit_code == 0
         assert engine.failure is None
 
     asyncio.run(run())
