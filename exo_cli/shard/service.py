@@ -83,13 +83,17 @@ class ShardService(WeightsServicer, NodeService):
             locating = asyncio.ensure_future(
                 self._locate(request, lambda done, total: fetched.put_nowait((done, total)))
             )
-            while not locating.done() or not fetched.empty():
-                try:
-                    done, total = await asyncio.wait_for(fetched.get(), 0.1)
-                except TimeoutError:
-                    continue
-                yield pb.LoadEvent(progress=pb.LoadProgress(doing="fetch", done=done, total=total))
-            path = await locating
+            try:
+                while not locating.done() or not fetched.empty():
+                    try:
+                        done, total = await asyncio.wait_for(fetched.get(), 0.1)
+                    except TimeoutError:
+                        continue
+                    yield pb.LoadEvent(progress=pb.LoadProgress(doing="fetch", done=done, total=total))
+                path = await locating
+            finally:
+                # Nobody fetches for a caller that has gone.
+                locating.cancel()
             memory = request.memory_bytes or self._engines.free_bytes
             await self._engines.make_room(memory, evict=request.evict_idle)
             start = self._start(request, path, memory)

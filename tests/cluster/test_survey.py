@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from exo_cli import config
-from exo_cli.cluster import service
 from exo_cli.cluster import asked as asked_module
+from exo_cli.cluster import service
 from exo_cli.cluster import survey as module
 from exo_cli.cluster.beacon import Role
 from exo_cli.cluster.membership import Change, Peer
