@@ -133,7 +133,13 @@ class Chain:
             case "finished":
                 ended = message.finished
                 if (live := self._live.get(ended.request)) is not None:
-                    live.do(live.request.finished(ended.epoch, ended.reason, ended.message))
+                    live.do(live.request.finished(ended.epoch, ended.reason, self._named(ended.message)))
+
+    def _named(self, message: str) -> str:
+        """Stages know each other by address; people know nodes by name."""
+        for stage in self.stages:
+            message = message.replace(f" at {stage.reached}:", f" at {stage.node}:")
+        return message
 
     def _lost(self, error: ExoError) -> None:
         if self.broken is None:
