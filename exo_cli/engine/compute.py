@@ -18,6 +18,7 @@ from exo_cli.engine.sampling import Chosen, choose_each
 from exo_cli.engine.scheduler import Row
 from exo_cli.engine.slicing import Stage
 from exo_cli.engine.tensors import from_wire, to_wire
+from exo_cli.errors import BadData
 from exo_cli.wire.frames import TensorData
 
 
@@ -34,8 +35,17 @@ Rows = Sequence[tuple[Request, Row]]
 class MlxCompute:
     """Runs a stage."""
 
-    def __init__(self, stage: Stage, each: Sequence[Cost], prefixes: Prefixes, *, shares: bool) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        each: Sequence[Cost],
+        prefixes: Prefixes,
+        *,
+        shares: bool,
+        vocabulary: int | None = None,
+    ) -> None:
         self.stage = stage
+        self._vocabulary = vocabulary
         self.shares = shares
         self._costs = each
         self._prefixes = prefixes
@@ -46,6 +56,7 @@ class MlxCompute:
     # -- requests --------------------------------------------------------------------------------
 
     def size(self, open: Open) -> int:
+        self._check_tokens(open.prompt)
         return caches.total(self._costs, open.limit)
 
     def begin(self, open: Open) -> tuple[Request, int]:
@@ -128,7 +139,11 @@ class MlxCompute:
         self, rows: Rows, tokens: Sequence[int], tensor: TensorData | None
     ) -> Iterator[tuple[list[Request], mx.array, mx.array | None]]:
         """What goes through the model together: all rows of one token, or one request's chunk."""
+        self._check_tokens(tokens)
         given = None if tensor is None else from_wire(tensor)
+        receives = self.stage.receives
+        if given is not None and receives is not None and given.dtype != receives.dtype:
+            raise BadData(f"a tensor of {given.dtype} at a cut that sends {receives.dtype}")
         single = all(row.n == 1 for _, row in rows)
         if self.shares and single and len(rows) > 1:
             payload = None if given is None else given[:, None]
@@ -140,6 +155,11 @@ class MlxCompute:
             payload = None if given is None else given[None, at:to]
             yield [held], mx.array([list(tokens[at:to])]), payload
             at = to
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        """MLX would read beyond the embedding and say nothing."""
+        if self._vocabulary is not None and tokens and max(tokens) >= self._vocabulary:
+            raise BadData(f"token {max(tokens)} is not in the model's vocabulary of {self._vocabulary}")
 
     def _forward(
         self, group: list[Request], ids: mx.array, payload: mx.array | None

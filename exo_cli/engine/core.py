@@ -216,7 +216,7 @@ class StageCore(Generic[Held]):
                 size=self.compute.size(message),
                 held=_Request(message, None, list(message.prompt)),  # type: ignore[arg-type]
             )
-        except (StepRefused, DoesNotFitNow) as error:
+        except (BadData, DoesNotFitNow) as error:
             return [RefusedUp(message.request, message.epoch, error)]
         if older is not None:
             self._let_go(message.request, older.held, keep=False)

@@ -4,7 +4,7 @@ Runs on the engine thread. Knows nothing of processes, pipes or streams.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,7 +63,7 @@ def load(
         raise _no_room(needed, memory_bytes)
     loaded = load_stage(skeleton, *layers, progress=lambda done, total: progress("read", done, total))
     progress("warm-up", 0, 1)
-    compute, chunk = warm(loaded)
+    compute, chunk = warm(loaded, _vocabulary(directory.config))
     base = max(0, _resident() - before - loaded.weights_bytes)
     kv_bytes = memory_bytes - loaded.weights_bytes - base
     if kv_bytes <= 0:
@@ -88,6 +88,15 @@ def load(
     }
 
 
+def _vocabulary(config: Mapping[str, Any]) -> int | None:
+    """How many rows the embedding has; models with pictures keep it one level down."""
+    for settings in (config, config.get("text_config")):
+        size = settings.get("vocab_size") if isinstance(settings, Mapping) else None
+        if isinstance(size, int) and size > 0:
+            return size
+    return None
+
+
 def _check_layers(skeleton: Skeleton, layers: tuple[int, int], layers_in_model: int) -> None:
     n = skeleton.anatomy.n_layers
     if n != layers_in_model:
@@ -107,7 +116,7 @@ def _no_room(needed: int, free: int) -> DoesNotFit:
     return error
 
 
-def warm(loaded: Loaded) -> tuple[MlxCompute, int]:
+def warm(loaded: Loaded, vocabulary: int | None = None) -> tuple[MlxCompute, int]:
     """Run what will be run: a chunk, a token, two requests together. Returns the chunk that fits the time."""
     stage = loaded.stage
     for part in stage.model.modules():
@@ -121,7 +130,8 @@ def warm(loaded: Loaded) -> tuple[MlxCompute, int]:
     a_token_s = (time.monotonic() - began_s) / TRIAL_TOKENS
     chunk = max(MIN_CHUNK, min(MAX_CHUNK, int(STEP_TARGET_S / max(a_token_s, 1e-9))))
     each = caches.costs(first.caches)
-    return MlxCompute(stage, each, Prefixes(0), shares=_shares(trial)), chunk
+    shares = _shares(trial)
+    return MlxCompute(stage, each, Prefixes(0), shares=shares, vocabulary=vocabulary), chunk
 
 
 def _shares(trial: MlxCompute) -> bool:

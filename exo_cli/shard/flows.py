@@ -15,8 +15,7 @@ import grpc.aio
 
 from exo_cli.engine import core
 from exo_cli.engine.core import Effect
-from exo_cli.engine.ledger import StepRefused
-from exo_cli.errors import ExoError, NotFound, TryAgain
+from exo_cli.errors import BadData, ExoError, NotFound, TryAgain
 from exo_cli.shard import translate
 from exo_cli.trust.authority import Leaf
 from exo_cli.wire import exo_pb2 as pb
@@ -357,7 +356,8 @@ def _checked(stage: core.StageCore[Any], frame: frames.FrameData, flow: _Flow, n
     """Run a frame; one that breaks a rule changes nothing and is answered."""
     try:
         return stage.frame(frame, _now())
-    except StepRefused as error:
+    except BadData as error:
+        # A step out of turn, or a tensor that is not what this cut sends: nothing was computed.
         return [core.RefusedUp(part.request, part.epoch, error) for part in frame.parts]
 
 
