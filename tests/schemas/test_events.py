@@ -73,7 +73,9 @@ def test_a_line_starts_with_schema_then_type(start: str, event: Event) -> None:
 
 
 def test_every_event_has_an_example_here() -> None:
-    known = {kind for kind in Event.__subclasses__() if kind.__module__.startswith("exo_cli.schemas.")}
+    # Of these two modules: which others are imported depends on the tests that ran before.
+    here = (ErrorLine.__module__, Explanation.__module__)
+    known = {kind for kind in Event.__subclasses__() if kind.__module__ in here}
     assert known == {type(event) for _, event in EXAMPLES}
 
 
