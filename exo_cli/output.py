@@ -9,7 +9,7 @@ import json as json_module
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from exo_cli.plain import columns, duration_text, fitting, visible
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from exo_cli.errors import ExoError
 
-__all__ = ["STDOUT", "ColorChoice", "Output", "Printer", "duration_text", "visible"]
+__all__ = ["STDOUT", "ColorChoice", "Output", "duration_text", "visible"]
 
 STDOUT = "standard output"
 """The file name in an OSError that came from writing there."""
@@ -236,6 +236,3 @@ class Output:
         if self._log is not None:
             self._log.close()
             self._log = None
-
-
-Printer = Callable[[str], None]

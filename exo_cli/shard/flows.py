@@ -170,7 +170,7 @@ class StageFlows:
         elif kind == "frame":
             frame = reader.feed(message.frame)
             if frame is not None:
-                self._call(lambda stage: _checked(stage, frame, flow, self._facts.node_name))
+                self._call(lambda stage: _checked(stage, frame))
         elif kind == "tokens":
             back = translate.tokens_back(message.tokens)
             self._call(lambda stage: stage.tokens_back(back, _now()))
@@ -352,7 +352,7 @@ class StageFlows:
                 link.task.cancel()
 
 
-def _checked(stage: core.StageCore[Any], frame: frames.FrameData, flow: _Flow, node: str) -> list[Effect]:
+def _checked(stage: core.StageCore[Any], frame: frames.FrameData) -> list[Effect]:
     """Run a frame; one that breaks a rule changes nothing and is answered."""
     try:
         return stage.frame(frame, _now())

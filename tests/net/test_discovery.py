@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 
 import pytest
 
@@ -79,9 +78,7 @@ def test_a_cluster_is_found_a_stranger_is_kept_out_and_the_dead_are_reported(lab
     watched = a.home / ".local/state/exo/topology.json"
     assert names(json.loads(watched.read_text()))["c"] == "ready"
     processes["c"].kill()
-    killed_s = time.monotonic()
     wait_until(lambda: names(json.loads(watched.read_text()))["c"] == "dead", 30)
-    assert time.monotonic() - killed_s < 30
 
     # Left in order: gone at once.
     assert processes["b"].terminate() == 0
