@@ -1,7 +1,6 @@
 """The chat of `exo run` at a terminal: reads lines, shows answers, keeps going when something fails."""
 
 import contextlib
-import signal
 from typing import TYPE_CHECKING
 
 from exo_cli.commands.run_answer import Wanted, begin, prompt_of, show
@@ -9,7 +8,7 @@ from exo_cli.commands.session import Session
 from exo_cli.errors import ExoError
 
 if TYPE_CHECKING:
-    from exo_cli.drive.answer import Answer
+    from exo_cli.commands.interrupts import Interrupts
     from exo_cli.drive.chat import Chat, Command
     from exo_cli.drive.driver import Driver
 
@@ -18,7 +17,8 @@ FIRST, MORE = ">>> ", "... "
 
 async def chat(session: Session, driver: "Driver", wanted: Wanted) -> int:
     """Until Ctrl-D."""
-    from exo_cli.drive.chat import Chat, Command, Lines, Say, Unknown, user
+    from exo_cli.commands.interrupts import Interrupts
+    from exo_cli.drive.chat import Chat, Command, Lines, Say, Unknown
 
     output = session.output
     conversation, lines = Chat(wanted.system), Lines()
@@ -28,62 +28,53 @@ async def chat(session: Session, driver: "Driver", wanted: Wanted) -> int:
     await driver.chain(1)
     output.hint("/help lists the commands; Ctrl-D leaves")
     more = False
-    while True:
-        try:
-            line = _typed(MORE if more else FIRST)
-        except EOFError:
-            output.line()
-            return 0
-        except KeyboardInterrupt:
-            output.line()
-            if not lines.drop():
-                output.hint("Ctrl-D leaves")
+    with Interrupts() as interrupts:
+        while True:
+            try:
+                line = interrupts.typed(MORE if more else FIRST)
+            except EOFError:
+                output.line()
+                return 0
+            except KeyboardInterrupt:
+                output.line()
+                if not lines.drop():
+                    output.hint("Ctrl-D leaves")
+                more = False
+                continue
+            meaning = lines.feed(line)
             more = False
-            continue
-        meaning = lines.feed(line)
-        more = False
-        match meaning:
-            case Say(text):
-                if text.strip():
-                    try:
-                        prompt = prompt_of(session, driver, conversation.messages(user(text)), wanted)
-                        answer = await begin(driver, prompt, wanted, keep=True)
-                        await _shown(session, answer, driver, wanted)
-                        conversation.add(text, answer.text)
-                    except ExoError as error:
-                        output.error(error)
-            case Command():
-                try:
-                    _obey(session, conversation, meaning)
-                except ExoError as error:
-                    output.error(error)
-            case Unknown(word):
-                output.note(f"there is no command {word}; /help lists them")
-            case _:
-                more = True
+            try:
+                match meaning:
+                    case Say(text):
+                        if text.strip():
+                            answered = _answered(session, driver, wanted, conversation, text, interrupts)
+                            await interrupts.turn(answered)
+                    case Command():
+                        _obey(session, conversation, meaning)
+                    case Unknown(word):
+                        output.note(f"there is no command {word}; /help lists them")
+                    case _:
+                        more = True
+            except ExoError as error:
+                output.error(error)
 
 
-def _typed(prompt: str) -> str:
-    """A line; Ctrl-C means KeyboardInterrupt here, whatever the event loop made of it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return input(prompt)
-    finally:
-        signal.signal(signal.SIGINT, before)
+async def _answered(
+    session: Session,
+    driver: "Driver",
+    wanted: Wanted,
+    conversation: "Chat",
+    text: str,
+    interrupts: "Interrupts",
+) -> None:
+    """Show the answer to what was typed, and remember both."""
+    from exo_cli.drive.chat import user
 
-
-async def _shown(session: Session, answer: "Answer", driver: "Driver", wanted: Wanted) -> None:
-    """Show an answer; Ctrl-C stops it and nothing else."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    before = signal.getsignal(signal.SIGINT)
-    loop.add_signal_handler(signal.SIGINT, answer.stop)
-    try:
-        await show(session, answer, driver, wanted)
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, before)
+    prompt = prompt_of(session, driver, conversation.messages(user(text)), wanted)
+    answer = await begin(driver, prompt, wanted, keep=True)
+    interrupts.gently(answer.stop)
+    await show(session, answer, driver, wanted)
+    conversation.add(text, answer.text)
 
 
 def _obey(session: Session, conversation: "Chat", command: "Command") -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -378,10 +378,17 @@ class Terminal:
 
     def interrupt_until(self, text: str) -> None:
         """Ctrl-C at the prompt; Python misses one that comes just before it waits for a key."""
+        self._do_until(lambda: self.child.send_signal(signal.SIGINT), text)
+
+    def say_until(self, line: str, text: str) -> None:
+        """Type a line at the prompt; a Ctrl-C that came late takes what was typed with it."""
+        self._do_until(lambda: self.type(line), text)
+
+    def _do_until(self, act: Callable[[], None], text: str) -> None:
         give_up = time.monotonic() + TIMEOUT_S
         while text not in self.seen:
             assert time.monotonic() < give_up, f"no {text!r} in {self.seen!r}"
-            self.child.send_signal(signal.SIGINT)
+            act()
             if select.select([self._us], [], [], 0.5)[0]:
                 self.seen += os.read(self._us, 65536).decode()
         self.until(text)
@@ -431,7 +438,8 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(slow: Cluster) -> None:
         terminal.until(">>> ")
         terminal.interrupt_until("Ctrl-D leaves")
         terminal.until(">>> ")
-        terminal.type("/clear\nt7\n")
+        terminal.say_until("/clear\n", "forgotten")
+        terminal.type("t7\n")
         terminal.until(says(ids(7), 4))
         terminal.child.send_signal(signal.SIGINT)
         terminal.until(">>> ")
