@@ -57,11 +57,14 @@ class Interrupts:
     def _hit(self, _number: int, _frame: FrameType | None) -> None:
         if self._at_prompt:
             raise KeyboardInterrupt
-        self._loop.call_soon_threadsafe(self._end_turn)
+        if self._turn is not None:
+            self._loop.call_soon_threadsafe(self._end, self._turn)
 
-    def _end_turn(self) -> None:
+    def _end(self, turn: asyncio.Task[None]) -> None:
+        if turn is not self._turn:
+            return  # the loop stood still at the prompt: this was for the turn before
         stop, self._stop = self._stop, None
         if stop is not None:
             stop()
-        elif self._turn is not None:
-            self._turn.cancel()
+        else:
+            turn.cancel()

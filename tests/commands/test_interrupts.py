@@ -51,6 +51,18 @@ def test_between_prompt_and_answer_it_is_nothing() -> None:
     in_a_loop(body)
 
 
+def test_what_comes_at_the_end_of_a_turn_is_not_for_the_next() -> None:
+    async def body(interrupts: Interrupts) -> None:
+        async def ends() -> None:
+            ctrl_c()
+
+        await interrupts.turn(ends())
+        ctrl_c()
+        assert await interrupts.turn(asyncio.sleep(0.01))
+
+    in_a_loop(body)
+
+
 def test_it_ends_a_turn_that_has_not_got_to_its_answer() -> None:
     async def body(interrupts: Interrupts) -> None:
         asyncio.get_running_loop().call_soon(ctrl_c)
