@@ -30,17 +30,25 @@ else
 endif
 	@touch $(READY)
 
-# Two nodes on this machine, with a state directory of their own; nothing is left behind.
+# Two nodes on this machine, with a state directory of their own, and the embedded model over both;
+# nothing is left behind.
 demo: $(READY)
 	@set -e; dir=$$(mktemp -d); PATH="$(CURDIR)/$(BIN):$$PATH"; \
-	export PATH XDG_STATE_HOME="$$dir/state" XDG_CONFIG_HOME="$$dir/config"; \
+	export PATH XDG_STATE_HOME="$$dir/state" XDG_CONFIG_HOME="$$dir/config" XDG_CACHE_HOME="$$dir/cache"; \
 	exo serve-shard --name left & left=$$!; \
 	exo serve-shard --name right & right=$$!; \
 	trap 'kill $$left $$right 2>/dev/null || true; wait; rm -rf "$$dir"' EXIT; \
-	echo '$$ exo discover --wait nodes=2'; \
-	exo discover --wait nodes=2 --timeout 60s --format table; \
-	echo '$$ exo discover --for 1s | grep ^link'; \
-	exo discover -q --for 1s --format tsv | grep ^link
+	say() { echo; echo "\$$ $$*"; }; \
+	say 'exo discover --wait nodes=2'; \
+	exo discover -q --wait nodes=2 --timeout 60s --format table; \
+	say "exo run pocket '$(QUESTION)' --nodes 2 --stats"; \
+	exo run pocket '$(QUESTION)' --nodes 2 --stats; \
+	say 'exo ps'; \
+	exo ps; \
+	say 'exo unload'; \
+	exo unload
+
+QUESTION := How do I use two machines together?
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not nightly and not net'
@@ -91,7 +99,7 @@ lock-check:
 	  if [ $$status -ne 0 ]; then echo 'requirements.lock is behind; run make lock'; else echo 'requirements.lock is current'; fi
 
 bench-startup: $(READY)
-	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python -m benchmarks.startup
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

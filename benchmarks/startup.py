@@ -7,13 +7,14 @@ target of the design was missed.
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.machine import machine
 
 HERE = Path(__file__).parent
 RUNS = 25
@@ -49,31 +50,6 @@ def measure() -> dict[str, list[float]]:
                 if turn >= WARM_UP:
                     times[name].append((time.perf_counter() - started) * 1000)
     return times
-
-
-def machine() -> dict[str, str | int | None]:
-    """What the figures depend on, without names of machines or places."""
-    answer = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    )
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "commit": answer.stdout.strip() or None,
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
 
 
 def main() -> int:

@@ -19,6 +19,8 @@
 This module knows nothing of terminals, JSON or gRPC: `cli` and the service edges translate.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -79,6 +81,16 @@ class ExoError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+@contextmanager
+def hinting(hint: str) -> Iterator[None]:
+    """Errors that say no next step say this one."""
+    try:
+        yield
+    except ExoError as error:
+        error.hint = error.hint or hint
+        raise
 
 
 class UsageProblem(ExoError):

@@ -17,6 +17,7 @@ from exo_cli.plain import columns, duration_text, fitting, visible
 if TYPE_CHECKING:
     import msgspec
     from rich.console import Console, RenderableType
+    from rich.progress import Progress, TaskID
 
     from exo_cli.errors import ExoError
 
@@ -50,6 +51,8 @@ class Output:
         self._log: TextIO | None = None
         self._stdout = stdout or sys.stdout
         self._stderr = stderr or sys.stderr
+        self._bars: Progress | None = None
+        self._bar_of: dict[str, TaskID] = {}
 
     # -- what kind of reader there is ------------------------------------------------------------
 
@@ -83,6 +86,7 @@ class Output:
 
     def write(self, text: str) -> None:
         """Exactly `text`, to standard output; what its encoding lacks is written as escapes."""
+        self._end_bars()
         try:
             self._stdout.write(fitting(text, self._stdout.encoding))
             self._stdout.flush()
@@ -162,8 +166,44 @@ class Output:
         """Text beside the data, piece by piece, for a person at a terminal; control characters are the
         caller's business."""
         if not self.quiet and not self.json and self._stderr.isatty():
+            self._end_bars()
             self._stderr.write(fitting(text, self._stderr.encoding))
             self._stderr.flush()
+
+    def progress(self, what: str, done: int, total: int, figures: str) -> None:
+        """How far something is: a bar for a person at a terminal, nothing elsewhere. `figures` stands
+        behind it. Bars go when all of them are full, and before anything else is written."""
+        if self.quiet or self.json or not self._stderr.isatty() or os.environ.get("TERM") == "dumb":
+            return
+        if self._bars is None:
+            self._bars = self._new_bars()
+            self._bars.start()
+        if what not in self._bar_of:
+            self._bar_of[what] = self._bars.add_task(visible(what), total=total or None, figures=figures)
+        self._bars.update(self._bar_of[what], completed=done, total=total or None, figures=figures)
+        if self._bars.finished:
+            self._end_bars()
+
+    def _new_bars(self) -> "Progress":
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        console = Console(file=self._stderr, no_color=not self.colored, highlight=False, markup=False)
+        words, figures = (
+            TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[figures]")
+        )
+        return Progress(
+            *(words, BarColumn(), figures),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def _end_bars(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars, self._bar_of = None, {}
 
     def detail(self, text: str, level: int = 1) -> None:
         """Something to see with -v (or -vv)."""
@@ -200,6 +240,7 @@ class Output:
             self._say(f"hint: {error.hint}")
 
     def _say(self, text: str) -> None:
+        self._end_bars()
         safe = "\n".join(visible(part) for part in text.split("\n"))
         self._stderr.write(fitting(safe, self._stderr.encoding) + "\n")
         self._stderr.flush()
@@ -233,6 +274,7 @@ class Output:
             self._log.write(json_module.dumps(entry, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
+        self._end_bars()
         if self._log is not None:
             self._log.close()
             self._log = None

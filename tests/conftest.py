@@ -22,5 +22,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if name not in _KEPT and not name.startswith(("PYTEST", "COV")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
+    # Nobody is there: no test asks the real hub.
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     return home

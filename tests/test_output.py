@@ -235,3 +235,34 @@ def test_nothing_is_held_back() -> None:
         out = Watched()
         write(output(out))
         assert flushed[-1] == out.getvalue() != ""
+
+
+def test_bars_are_for_a_person_at_a_terminal_and_gone_before_other_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stdout, stderr = Stream(), Stream(terminal=True)
+    out = output(stdout, stderr)
+    out.progress("[b]a[/b]: reading", 1, 4, "1 of 4 layers")
+    out.progress("b\x1b: reading", 4, 4, "4 of 4 layers")
+    out.write("text")
+    drawn = stderr.getvalue()
+    assert "[b]a[/b]: reading" in drawn
+    assert "b\\x1b: reading" in drawn
+    assert "4 of 4 layers" in drawn
+    assert drawn.endswith("\x1b[?25h\r\x1b[1A\x1b[2K\x1b[1A\x1b[2K")  # the cursor is back, the lines are not
+    assert stdout.getvalue() == "text"
+    out.note("done")
+    assert stderr.getvalue() == drawn + "done\n"
+    out.progress("a", 4, 4, "")
+    assert out._bars is None  # full at once
+
+
+@pytest.mark.parametrize("options", [{"json": True}, {"quiet": True}, {}])
+def test_no_bars_elsewhere(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stderr = Stream(terminal=bool(options))
+    out = output(Stream(), stderr, **options)
+    out.progress("a", 1, 4, "")
+    out.close()
+    assert stderr.getvalue() == ""

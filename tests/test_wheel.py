@@ -53,7 +53,9 @@ def test_the_wheel_installs_pages_and_completions_where_they_are_looked_for(buil
 @pytest.mark.process
 def test_the_wheel_holds_the_whole_package_and_nothing_else(built: Path) -> None:
     package = {
-        str(path.relative_to(ROOT)) for path in (ROOT / "exo_cli").rglob("*.py*") if path.suffix != ".pyc"
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "exo_cli").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     others = [name for name in wheel_names(built) if ".dist-info/" not in name and ".data/" not in name]
     assert set(others) == package

@@ -30,6 +30,11 @@ class Self:
     rates: tuple[Rate, ...] = ()
     memory: Callable[[Memory], Memory] = field(default=lambda found: found)
     """What of the machine's memory this node may give away: less than there is, if somebody said so."""
+    formats: tuple[str, ...] = ()
+    """Weight formats that the engine computes here; empty until that is known."""
+    refused: tuple[str, ...] = ()
+    """What it cannot run, each with its reason."""
+    numerics: tuple[str, ...] = ("exact",)
     stages: Callable[[], tuple[LoadedStage, ...]] = field(default=lambda: ())
 
     def record(self) -> Node:

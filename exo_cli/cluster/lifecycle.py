@@ -1,13 +1,14 @@
 """A node in the foreground: ready, until a signal; the first one drains, a second one ends it at once.
 
-Meanwhile it says what is wrong with its surroundings. Knows nothing of terminals or work.
+SIGTERM lets work end that has begun; whoever types Ctrl-C does not want to wait. Meanwhile it says what
+is wrong with its surroundings. Knows nothing of terminals, and not what the work is.
 """
 
 import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -31,8 +32,13 @@ async def run_node(
     on_ready: Callable[[ReadyLine], None],
     warn: Callable[[str], None],
     ready_file: Path | None = None,
+    prepare: Callable[[], Awaitable[None]] | None = None,
+    finish: Callable[[], Awaitable[None]] | None = None,
 ) -> tuple[signal.Signals, Exit]:
-    """Serve until a signal; returns it and the exit code it means."""
+    """Serve until a signal; returns it and the exit code it means.
+
+    `prepare` runs before the node is ready, `finish` when it has told everybody that it leaves.
+    """
     stop = asyncio.Event()
     got: list[signal.Signals] = []
     loop = asyncio.get_running_loop()
@@ -54,13 +60,32 @@ async def run_node(
         ready = ReadyLine(
             id=host.identity.node_id, name=host.identity.name, endpoint=host.endpoint, pid=os.getpid()
         )
-        with _written(ready_file, ready):
-            on_ready(ready)
-            await _watch(host, source, stop, warn)
+        if prepare is not None:
+            await _unless(stop, prepare)
+        if not stop.is_set():
+            with _written(ready_file, ready):
+                on_ready(ready)
+                await _watch(host, source, stop, warn)
         await host.drain()
+        if finish is not None and got[0] == signal.SIGTERM:
+            await finish()
     finally:
         await host.stop()
     return got[0], Exit.INTERRUPTED if got[0] == signal.SIGINT else Exit.OK
+
+
+async def _unless(stop: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    """Do it, or as much of it as there is time for."""
+    doing = asyncio.ensure_future(work())
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((doing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+    finally:
+        for each in (doing, stopping):
+            each.cancel()
+        await asyncio.gather(doing, stopping, return_exceptions=True)
 
 
 def double_id(change: Change) -> str:

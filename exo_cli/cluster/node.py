@@ -17,6 +17,7 @@ from exo_cli.cluster.identity import Identity, claim
 from exo_cli.cluster.interfaces import EVERY_INTERFACE, Choice, list_interfaces
 from exo_cli.cluster.measure import Turnstile
 from exo_cli.cluster.membership import Change
+from exo_cli.cluster.pairs import is_unix, join_endpoint
 from exo_cli.cluster.service import ControlServer, NodeService
 from exo_cli.cluster.station import Station, Voice
 from exo_cli.cluster.survey import Survey
@@ -70,8 +71,7 @@ class NodeHost:
     @property
     def endpoint(self) -> str:
         """Where it listens, for people: the wildcard is said as such."""
-        host = self.hosts[0]
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return join_endpoint(self.hosts[0], self.port)
 
     async def start(self) -> None:
         """Claim the identity, listen, and announce; what was started is undone on failure."""
@@ -90,8 +90,9 @@ class NodeHost:
     def _bind(self, wanted: int, *, fixed: bool) -> ControlServer:
         """A server on the port, or on the next free one; another node may take one while we look."""
         last = wanted + ports.TRIES - 1
+        unix = is_unix(self.hosts[0])
         while True:
-            port = ports.choose(self.hosts, wanted, fixed=fixed)
+            port = wanted if unix else ports.choose(self.hosts, wanted, fixed=fixed)
             server = ControlServer(self._source)
             try:
                 self.port = server.bind(self.hosts, port)
@@ -119,6 +120,8 @@ class NodeHost:
             choice=options.choice,
             peers=options.peers,
             on_change=lambda change: self.survey.heard(change),
+            # Who listens where only its maker looks is announced to nobody, and asks nobody.
+            silent=is_unix(self.hosts[0]),
         )
         self.me = Self(
             identity=self.identity,
@@ -145,7 +148,9 @@ class NodeHost:
 
     async def drain(self) -> None:
         """Tell everybody that no new work is taken."""
-        self.me.draining = self.station.draining = True
+        self.me.draining = True
+        self.station.drain()
+        self.survey.touch_self()
         await self._server.set_serving(False)
 
     async def stop(self, grace_s: float = 1.0) -> None:
@@ -171,8 +176,17 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
+UNIX_PORT = 1
+"""What stands for the port in the name of a node's own socket."""
+
+
 def listen_on(listen: str | None, source: KeyringSource, choice: Choice) -> tuple[list[str], int, bool]:
-    """Hosts, port and whether the port was asked for: loopback unless there is a key."""
+    """Hosts, port and whether the port was asked for: loopback unless there is a key.
+
+    `unix:/path` is for a process that starts a node of its own: what stands there is its alone.
+    """
+    if listen is not None and is_unix(listen):
+        return [listen], UNIX_PORT, True
     host, port = ports.parse_listen(listen) if listen is not None else (None, PORT)
     kind = source.current().kind
     if kind == "insecure" and host is not None:

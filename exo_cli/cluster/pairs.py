@@ -90,14 +90,22 @@ def _loopback(ip: str) -> bool:
     return ip.startswith("127.") or ip == "::1"
 
 
+UNIX = "unix:"
+
+
+def is_unix(host: str) -> bool:
+    """Whether it is no host but a socket of the file system: `unix:/path`, numbered like a port."""
+    return host.startswith(UNIX)
+
+
 def split_endpoint(endpoint: str) -> tuple[str, int]:
-    """`host:port`, where an IPv6 host stands in brackets."""
+    """`host:port`, where an IPv6 host stands in brackets; or `unix:/path:number`."""
     host, _, port = endpoint.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def join_endpoint(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"[{host}]:{port}" if ":" in host and not is_unix(host) else f"{host}:{port}"
 
 
 def limited_by_transport(link: Link, nodes: dict[str, Node]) -> bool:

@@ -70,7 +70,9 @@ class Radio:
         door_port: int,
         private_only: bool = False,
         beacon_port: int = beacon.PORT,
+        silent: bool = False,
     ) -> None:
+        self._silent = silent
         self._take = take
         self._choice = choice
         self._loopback_only = loopback_only
@@ -90,7 +92,9 @@ class Radio:
     # -- life ------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Bind the sockets and start reading; the event loop must run."""
+        """Bind the sockets and start reading; the event loop must run. A silent one has none."""
+        if self._silent:
+            return
         families = [socket.AF_INET] if self._loopback_only else [socket.AF_INET, socket.AF_INET6]
         for family in families:
             try:
@@ -141,10 +145,12 @@ class Radio:
 
     @property
     def own_port(self) -> int:
-        return int(self._own[socket.AF_INET].getsockname()[1])
+        return int(self._own[socket.AF_INET].getsockname()[1]) if self._own else 0
 
     def refresh(self) -> None:
         """Look which interfaces there are now, and join the group on new ones."""
+        if self._silent:
+            return
         named_loopback = any(self._choice.allows(name) for name in ("lo", "lo0")) and bool(self._choice.only)
         self.interfaces = [] if self._loopback_only else list_interfaces(self._choice)
         if self._loopback_only or named_loopback:

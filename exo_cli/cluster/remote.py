@@ -16,6 +16,7 @@ from exo_cli.wire.stubs import control
 
 ASK_TIMEOUT_S = 5.0
 RATE_OVER_MS = 400
+FOREVER_MS = 2**64 - 1
 
 
 def shards(topology: Topology) -> list[Node]:
@@ -59,10 +60,6 @@ async def _stats(node: Node, source: KeyringSource) -> tuple[NodeMemory, list[Ru
     return memory, [_stage(node, stage) for stage in reply.stages]
 
 
-def _memory(node: Node, used: int, free: int, error: str | None = None) -> NodeMemory:
-    return NodeMemory(node=node.name, node_id=node.id, used_bytes=used, free_bytes=free, error=error)
-
-
 def _stage(node: Node, stage: pb.StageStats) -> RunningStage:
     return RunningStage(
         node=node.name,
@@ -80,7 +77,8 @@ def _stage(node: Node, stage: pb.StageStats) -> RunningStage:
         step_ms_p50=round(stage.step_ms_p50, 3),
         step_ms_p99=round(stage.step_ms_p99, 3),
         idle_s=stage.idle_ms / 1000,
-        keep_alive_s=stage.keep_alive_ms / 1000,
+        keep_alive_s=None if stage.keep_alive_ms == FOREVER_MS else stage.keep_alive_ms / 1000,
+        failure=stage.failure or None,
     )
 
 

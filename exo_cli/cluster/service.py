@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from exo_cli.cluster.describe import Self
 from exo_cli.cluster.links import LinkMeter
 from exo_cli.cluster.measure import TIMEOUT_S, Busy, Turnstile, echo
+from exo_cli.cluster.pairs import is_unix, join_endpoint
 from exo_cli.errors import BadData, ExoError, SystemFailure, TryAgain
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
@@ -41,8 +42,14 @@ class NodeService(ControlServicer):
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:
         await self._check(request.hello, context)
-        node = msgspec.json.encode(self._me.record())
-        return pb.DescribeReply(hello=self._hello(), node=node, numerics=["exact"])
+        me = self._me
+        return pb.DescribeReply(
+            hello=self._hello(),
+            node=msgspec.json.encode(me.record()),
+            formats=me.formats,
+            refused=me.refused,
+            numerics=me.numerics,
+        )
 
     async def Echo(self, frames: AsyncIterator[pb.EchoFrame], context: Any) -> None:
         identity = self._me.identity
@@ -121,16 +128,16 @@ class ControlServer:
     def bind(self, hosts: list[str], port: int) -> int:
         """Listen on every host at one port (0: any free one); returns the port."""
         for host in hosts:
-            bracketed = f"[{host}]" if ":" in host else host
+            where = join_endpoint(host, port)
             try:
                 # Credentials that follow a key file serve one port only.
-                bound = self._server.add_secure_port(f"{bracketed}:{port}", server_credentials(self._source))
+                bound = self._server.add_secure_port(where, server_credentials(self._source))
             except RuntimeError as error:
                 raise SystemFailure(
-                    f"cannot listen on {bracketed}:{port}: it was taken just now",
+                    f"cannot listen on {where}: it was taken just now",
                     hint="Give another --listen, or try again.",
                 ) from error
-            port = bound
+            port = port if is_unix(host) else bound
         return port
 
     def add(self, service: ControlServicer) -> None:

@@ -83,6 +83,7 @@ class Station:
         on_change: Callable[[Change], None] = lambda change: None,
         beacon_port: int = beacon.PORT,
         clock: Callable[[], float] = time.monotonic,
+        silent: bool = False,
     ) -> None:
         self.voice = voice
         self.instance = new_instance()
@@ -114,6 +115,7 @@ class Station:
             private_only=source.current().kind == "insecure",
             door_port=voice.port,
             beacon_port=beacon_port,
+            silent=silent,
         )
 
     # -- life ------------------------------------------------------------------------------------
@@ -171,6 +173,11 @@ class Station:
                     self.knock(ip, port)
 
     # -- out -------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Say now, and from now on, that no new work is taken."""
+        self.draining = True
+        self._announce(Kind.BEACON)
 
     def probe(self) -> None:
         """Ask everybody: each link, the other nodes of this machine, the hosts named by --peer."""

@@ -1,4 +1,4 @@
-"""`exo __complete KIND`: the values that only this machine knows, one a line, for the shell scripts.
+"""`exo __complete KIND`: the values that stand in no script, one a line, for the shells.
 
 Called at every press of TAB, so it is fast, silent, and has no way to fail: what cannot be read
 gives no values. Names in the topology were written by other machines: what a shell could take for
@@ -16,7 +16,7 @@ def complete(arguments: list[str]) -> int:
     """Print the values of the kind that is named; 0 whatever happens."""
     kind = arguments[0] if arguments else ""
     try:
-        values = {"nodes": _nodes, "interfaces": _interfaces}.get(kind, _nothing)()
+        values = {"nodes": _nodes, "interfaces": _interfaces, "models": _models}.get(kind, _nothing)()
         # Not through sys.stdout, which would complain at exit about a reader that has gone.
         os.write(1, "".join(f"{value}\n" for value in values if _is_plain(value)).encode())
     except OSError:
@@ -60,6 +60,12 @@ def _interfaces() -> list[str]:
     import socket
 
     return sorted(name for _, name in socket.if_nameindex())
+
+
+def _models() -> list[str]:
+    from exo_cli.models.catalogue import names
+
+    return names()
 
 
 def _nothing() -> list[str]:

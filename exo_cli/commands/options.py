@@ -1,5 +1,6 @@
 """Options that several verbs have, so that one name means one thing everywhere."""
 
+import math
 import re
 import threading
 from collections.abc import Sequence
@@ -69,6 +70,15 @@ def seconds(text: str, option: str) -> float:
     if match is None:
         raise UsageProblem(f"'{text}' is no duration for {option}", hint="Write it like 500ms, 30s or 2m.")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def seconds_or_forever(text: str, option: str) -> float:
+    """A duration, or `forever`."""
+    try:
+        return math.inf if text.strip().lower() == "forever" else seconds(text, option)
+    except UsageProblem as error:
+        error.hint = "Write it like 30s or 10m; 0 is as soon as it is idle, and forever is for ever."
+        raise
 
 
 LOOKUP_S = 5.0

@@ -25,8 +25,9 @@ def ps(session: Session, insecure: InsecureFlag = False) -> int:
       exo ps
       exo ps --json | jq '.stages[] | {node, model, layers, tokens_per_s}'
 
-    The topology file says which nodes to ask; `exo discover` writes it, and so does every node. In
-    the table the last layer is included (0-3 are four); in JSON it is not ([0,4]).
+    The last column is what its node could still give to other models. A stage whose engine ended is
+    named with the reason. In the table the last layer is included (0-3 are four); in JSON it is not
+    ([0,4]). The topology file says which nodes to ask; `exo discover` writes it, and so does every node.
     """
     import asyncio
 
@@ -43,6 +44,9 @@ def ps(session: Session, insecure: InsecureFlag = False) -> int:
     for node in found.nodes:
         if node.error is not None:
             output.warning(f"{node.node} did not answer: {node.error}")
+    for stage in found.stages:
+        if stage.failure is not None:
+            output.warning(f"{stage.node}: {stage.failure}")
     if output.json:
         output.json_line(line(found))
     elif output.quiet:
@@ -66,6 +70,7 @@ _HEADER = (
     "kv free",
     "weights",
     "idle",
+    "node free",
 )
 
 
@@ -74,6 +79,7 @@ def table(found: "Running") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     from exo_cli.plain import duration_text
     from exo_cli.views.figures import bytes_text
 
+    free = {node.node_id: bytes_text(node.free_bytes) for node in found.nodes}
     rows = []
     for stage in found.stages:
         rows.append(
@@ -88,10 +94,11 @@ def table(found: "Running") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
                 bytes_text(stage.kv_budget_bytes - stage.kv_used_bytes),
                 bytes_text(stage.weights_bytes),
                 duration_text(stage.idle_s),
+                free.get(stage.node_id, "-"),
             )
         )
     holding = {stage.node_id for stage in found.stages}
     for node in found.nodes:
         if node.node_id not in holding and node.error is None:
-            rows.append((node.node, "-", "-", "idle", "0", "-", "-", bytes_text(node.free_bytes), "-", "-"))
+            rows.append((node.node, "-", "-", "idle", "0", *("-",) * 5, free[node.node_id]))
     return _HEADER, sorted(rows)

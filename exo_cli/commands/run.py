@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exo_cli.commands.options import INSECURE_WARNING, InsecureFlag, PeerOption, peers
+from exo_cli.commands.options import INSECURE_WARNING, InsecureFlag, PeerOption, peers, port_range
 from exo_cli.commands.run_answer import Wanted, begin, prompt_of, show
 from exo_cli.commands.session import Session, verb
 from exo_cli.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from exo_cli.drive.driver import Driver
+    from exo_cli.drive.driver import Driver, Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +24,9 @@ def run(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A directory, or org/name from the hub's cache.", show_default=False
+            metavar="MODEL",
+            help="A name such as llama-3.2-1b or pocket, a directory, or org/name on the hub.",
+            show_default=False,
         ),
     ],
     prompt: Annotated[
@@ -113,30 +115,57 @@ def run(
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="PATH", help="Run on the nodes of this plan.json.")
     ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            "--nodes",
+            min=1,
+            metavar="N",
+            help="Split it over so many nodes, the roomiest; else as few as have room.",
+        ),
+    ] = None,
     peer: PeerOption = None,
+    data_ports: Annotated[
+        str,
+        typer.Option(
+            "--data-ports",
+            envvar="EXO_DATA_PORTS",
+            metavar="A-B",
+            help="TCP ports on which nodes fetch the model from here; 0 is any free one.",
+        ),
+    ] = "0",
     insecure: InsecureFlag = False,
 ) -> int:
     """Run a model on the cluster, or on this machine alone.
 
     \b
     Examples:
-      exo run ./Llama-3.2-1B "Why is the sky blue?"
-      git diff | exo run ./Llama-3.2-1B "Write a commit message"
-      exo run ./Llama-3.2-1B --prompt-file letter.txt --max-tokens 200 > answer.txt
-      exo run ./Llama-3.2-1B              a chat, at a terminal
+      exo run pocket "How do I bring up a cluster?"
+      git diff | exo run llama-3.2-3b "Write a commit message"
+      exo run ./My-Model --prompt-file letter.txt --max-tokens 200 > answer.txt
+      exo run llama-3.3-70b               a chat, at a terminal
 
-    MODEL is any model that mlx-lm runs, in a directory here or in the hub's cache; nothing is
-    downloaded. Nodes that lack it get its weights from this machine.
+    MODEL is any model that mlx-lm runs: a name of the catalogue (TAB shows them), pocket, the small one
+    that comes with exo, a directory, or a repository of the hub: org/name or org/name@revision.
+
+    What is not on this machine is fetched from the hub into its own cache, whole; HF_TOKEN, HF_ENDPOINT,
+    HF_HUB_CACHE and HF_HUB_OFFLINE mean what they always do. Nodes get their share from this machine.
 
     It uses the nodes that have the model loaded, else those that answer now, else this machine alone,
-    and says on standard error what it chose. Nodes keep the model for 10 minutes after its last use;
-    `exo unload` frees them at once.
+    and says on standard error what it chose. Where a node is lost, the answer goes on on the others.
+    Nodes keep the model for 10 minutes after its last use; `exo unload` frees them at once.
 
     Only generated text goes to standard output. Sampling is as the model's generation_config.json
     recommends, unless it is said here.
     """
+    from exo_cli import config
     from exo_cli.commands.run_prompt import gather
+    from exo_cli.drive.driver import Settings
+    from exo_cli.drive.plans import read_plan
+    from exo_cli.text.stops import StopStrings
 
+    if plan is not None and nodes is not None:
+        raise UsageProblem("--plan says which nodes it is for", hint="Leave --nodes out, or --plan.")
     if raw and (system is not None or think is not None):
         raise UsageProblem(
             "--raw sends the text as it stands; --system, --think and --no-think need the chat template",
@@ -167,27 +196,6 @@ def run(
             "seed": seed,
         },
     )
-    return _run(session, model, text, wanted, plan, peers(peer), insecure)
-
-
-def _run(
-    session: Session,
-    model: str,
-    text: str | None,
-    wanted: Wanted,
-    plan: Path | None,
-    asked: tuple[tuple[str, int], ...],
-    insecure: bool,
-) -> int:
-    import asyncio
-
-    from exo_cli import config
-    from exo_cli.commands.run_view import Work
-    from exo_cli.drive.driver import Driver, Settings, Telling
-    from exo_cli.drive.plans import read_plan
-    from exo_cli.text.stops import StopStrings
-    from exo_cli.trust.keyring import KeyringSource
-
     StopStrings(wanted.stops)  # what is wrong with them is said before anything is loaded
     settings = Settings(
         model=model,
@@ -195,10 +203,24 @@ def _run(
         nodes_dir=config.nodes_dir(),
         topology=session.topology,
         plan=read_plan(plan) if plan is not None else None,
-        peers=asked,
+        peers=peers(peer),
+        nodes=nodes,
+        data_ports=port_range(data_ports, "--data-ports"),
     )
+    return _run(session, settings, text, wanted, insecure)
+
+
+def _run(session: Session, settings: "Settings", text: str | None, wanted: Wanted, insecure: bool) -> int:
+    import asyncio
+
+    from exo_cli.commands.run_view import Work
+    from exo_cli.drive.driver import Driver, Telling
+    from exo_cli.trust.keyring import KeyringSource
+
     work = Work(session.output)
-    telling = Telling(chosen=work.chosen, progress=work.progress)
+    telling = Telling(
+        chosen=work.chosen, progress=work.progress, downloaded=work.downloaded, recovered=work.recovered
+    )
 
     async def main() -> int:
         async with Driver(settings, KeyringSource(insecure), telling) as driver:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exo_cli.commands.session import Session
-from exo_cli.errors import ExoError
+from exo_cli.errors import BadData, ExoError, hinting
 
 if TYPE_CHECKING:
     from exo_cli.drive.answer import Answer
@@ -31,9 +31,10 @@ class Wanted:
 def prompt_of(session: Session, driver: "Driver", messages: Any, wanted: Wanted) -> "Prompt":
     """The messages as the model's template puts them."""
     language = driver.language
-    if wanted.think is not None and language.think_option(language.template()) is None:
-        session.output.warning(f"{driver.name} has no switch for thinking")
-    return language.chat(messages, think=wanted.think)
+    with hinting("With --raw the text goes to the model as it stands, without its chat template."):
+        if wanted.think is not None and language.think_option(language.template()) is None:
+            session.output.warning(f"{driver.name} has no switch for thinking")
+        return language.chat(messages, think=wanted.think)
 
 
 async def begin(driver: "Driver", prompt: "Prompt", wanted: Wanted, *, keep: bool = False) -> "Answer":
@@ -51,11 +52,17 @@ async def begin(driver: "Driver", prompt: "Prompt", wanted: Wanted, *, keep: boo
         stop_ids=driver.language.tokenizer.stop_ids,
         keep_prefix=keep,
     )
-    return Answer(chain, driver.language, prompt, ask, wanted.stops)
+    recover = driver.recovery(chain, len(prompt.ids) + tokens)
+    return Answer(chain, driver.language, prompt, ask, wanted.stops, recover=recover)
 
 
 def _as_many_as_fit(driver: "Driver", prompt: int) -> int:
     """In what is loaded, as long as that is enough for an answer; else in what the model knows."""
+    if prompt >= driver.size.context:
+        raise BadData(
+            f"the prompt has {prompt} tokens; {driver.name} knows {driver.size.context}",
+            hint="Give a shorter prompt, or take a model with a longer context.",
+        )
     left = driver.context - prompt
     if left < ENOUGH_TOKENS:
         left = driver.size.context - prompt

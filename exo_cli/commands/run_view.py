@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from exo_cli.drive.choose import Choice
     from exo_cli.drive.load import LoadedStage, Progress
     from exo_cli.drive.requests import Reason
+    from exo_cli.fetch.hub import Downloaded
 
 
 def harmless(text: str) -> str:
@@ -22,12 +23,15 @@ def _controls(char: str) -> bool:
     return char < " " or "\x7f" <= char <= "\x9f"
 
 
+_DOING = {"fetch": "fetching weights", "read": "reading weights", "warm-up": "warming up"}
+
+
 @dataclass(slots=True)
 class Work:
     """What goes on before the first token, told briefly."""
 
     output: Output
-    _said: set[tuple[str, str]] = field(default_factory=set)
+    _said: set[str] = field(default_factory=set)
 
     def chosen(self, choice: "Choice") -> None:
         if choice.silent:
@@ -35,12 +39,35 @@ class Work:
         alone = "no node of the cluster answers; " if choice.alone else ""
         self.output.note(f"{alone}{choice.plan.reason}")
 
+    def recovered(self, said: str) -> None:
+        # Between two words of the answer: on a terminal the line that stands there ends first.
+        if self.output.stdout_is_a_terminal:
+            self.output.aside("\n")
+        self.output.note(said)
+
+    def downloaded(self, progress: "Downloaded") -> None:
+        from exo_cli.views.figures import bytes_text
+
+        done, total = progress.done_bytes, progress.total_bytes
+        what = f"fetching {progress.repository} from the hub"
+        if what not in self._said:
+            self._said.add(what)
+            self.output.note(f"{what}: {bytes_text(total - done)}")
+        self.output.progress(what, done, total, f"{bytes_text(done)} of {bytes_text(total)}")
+
     def progress(self, progress: "Progress") -> None:
-        step = (progress.node, progress.doing)
-        if step not in self._said:
-            self._said.add(step)
-            say = self.output.note if progress.doing == "fetch" else self.output.detail
-            say(f"{progress.node}: {progress.doing}")
+        from exo_cli.views.figures import bytes_text
+
+        doing, done, total = progress.doing, progress.done, progress.total
+        what = f"{progress.node}: {_DOING.get(doing, doing)}"
+        if what not in self._said:
+            self._said.add(what)
+            self.output.detail(what)
+        figures = {
+            "fetch": f"{bytes_text(done)} of {bytes_text(total)}",
+            "read": f"{done} of {total} layers",
+        }
+        self.output.progress(what, done, total, figures.get(doing, ""))
 
 
 @dataclass(slots=True)

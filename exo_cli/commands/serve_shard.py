@@ -1,7 +1,8 @@
 """`exo serve-shard`: this machine as a node of the cluster."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +16,7 @@ from exo_cli.commands.options import (
     PeerOption,
     peers,
     port_range,
+    seconds_or_forever,
     size_bytes,
 )
 from exo_cli.commands.session import Session, verb
@@ -24,18 +26,40 @@ def register(app: typer.Typer) -> None:
     app.command("serve-shard")(serve_shard)
 
 
+KEPT_VARIABLES = (
+    "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
+    "XDG_CACHE_HOME",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+)
+"""What says where a node's key, state and models lie: at boot nobody's shell has set them."""
+
+
 @verb
 def serve_shard(
     session: Session,
+    context: typer.Context,
     name: NameOption = None,
     listen: ListenOption = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="PATH",
+            help="Load this node's stages of a plan.json at once, and keep them loaded.",
+        ),
+    ] = None,
     peer: PeerOption = None,
     interface: InterfaceOption = None,
     no_interface: NoInterfaceOption = None,
     ready_file: Annotated[
         Path | None,
         typer.Option(
-            "--ready-file", metavar="PATH", help="Written when the node accepts work, removed when it ends."
+            "--ready-file",
+            metavar="PATH",
+            help="Written when the node accepts work and has what --plan gives it; removed when it ends.",
         ),
     ] = None,
     memory: Annotated[
@@ -56,6 +80,43 @@ def serve_shard(
             help="TCP ports for the traffic of loaded models, one each; 0 is any free one.",
         ),
     ] = "0",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            envvar="EXO_THREADS",
+            min=1,
+            max=1024,
+            metavar="N",
+            help="Threads that each stage computes with; else the cores, shared among this machine's stages.",
+        ),
+    ] = None,
+    cores: Annotated[
+        str | None,
+        typer.Option(
+            "--cores",
+            envvar="EXO_CORES",
+            metavar="LIST",
+            help="The cores that stages compute on, like 0-3,8; Linux only.",
+        ),
+    ] = None,
+    keep_alive: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-alive",
+            envvar="EXO_KEEP_ALIVE",
+            metavar="DURATION",
+            help="Let a model go that was idle for so long: 30s, 10m, 0 (as soon as it is idle), forever.",
+            show_default="10m, and forever with --plan",
+        ),
+    ] = None,
+    print_unit: Annotated[
+        Literal["systemd", "launchd"] | None,
+        typer.Option(
+            "--print-unit",
+            help="Print a unit that starts this node at boot, with the other options given here, and end.",
+        ),
+    ] = None,
     insecure: InsecureFlag = False,
 ) -> int:
     """Announce this machine to the cluster and wait for work.
@@ -65,20 +126,28 @@ def serve_shard(
       exo serve-shard
       exo serve-shard --name studio --listen 0.0.0.0:52416
       exo serve-shard --memory 24GiB --data-ports 52500-52520
-      exo serve-shard --ready-file ready.json &
+      exo serve-shard --name studio --plan plan.json --ready-file ready.json &
+      exo serve-shard --print-unit systemd > ~/.config/systemd/user/exo-serve-shard.service
 
-    `exo run` loads models here; one that nobody asks for 10 minutes is let go. A firewall has to let in
-    TCP and UDP 52416, and the data ports.
+    `exo run` loads models here; one that nobody asks for 10 minutes is let go. A plan names its nodes
+    by id or by name; its weights come from this machine, else from a neighbour that has them. A firewall
+    has to let in TCP and UDP 52416, and the data ports.
 
     Without a cluster key the node is for this machine only and listens on loopback; `exo key new`
-    makes a key, for nodes started after it. Ctrl-C and SIGTERM say goodbye to the others and end it.
+    makes a key, for nodes started after it.
+
+    SIGTERM lets requests end that run, for 30 seconds at most, and takes no new ones; Ctrl-C, or a
+    second signal, does not wait.
     """
     import asyncio
 
     from exo_cli import config
     from exo_cli.cluster.interfaces import Choice, check_choice
     from exo_cli.cluster.node import NodeOptions
+    from exo_cli.cluster.pairs import is_unix
+    from exo_cli.drive.plans import read_plan
     from exo_cli.schemas.events import ReadyLine, StoppedLine, line
+    from exo_cli.shard.cores import parse_cores
     from exo_cli.shard.server import ShardOptions, serve
     from exo_cli.trust.keyring import KeyringSource
 
@@ -98,7 +167,15 @@ def serve_shard(
         weights_dir=config.cache_dir() / "weights",
         memory_bytes=None if memory is None else size_bytes(memory, "--memory"),
         data_ports=port_range(data_ports, "--data-ports"),
+        threads=threads,
+        cores=frozenset() if cores is None else parse_cores(cores, "--cores"),
+        keep_alive_s=None if keep_alive is None else seconds_or_forever(keep_alive, "--keep-alive"),
+        # A driver's own node is told what to load; a plan in the settings is for the others.
+        plan=None if plan is None or is_unix(listen or "") else read_plan(plan),
     )
+    if print_unit is not None:
+        output.write(_unit(print_unit, context))
+        return 0
     source = KeyringSource(insecure)
     if insecure:
         output.warning(INSECURE_WARNING)
@@ -113,9 +190,35 @@ def serve_shard(
         output.note(f"node {event.name} listens on {event.endpoint} ({whom})")
 
     stopped, code = asyncio.run(
-        serve(options, shard, source, on_ready=ready, ready_file=ready_file, warn=output.warning)
+        serve(
+            options,
+            shard,
+            source,
+            on_ready=ready,
+            ready_file=ready_file,
+            warn=output.warning,
+            note=output.note,
+        )
     )
     if output.json:
         output.line(line(StoppedLine(reason=stopped.name)))
     output.note(f"stopped by {stopped.name}")
     return code
+
+
+def _unit(kind: str, context: typer.Context) -> str:
+    """A unit that starts this very node, whatever its settings came from."""
+    from exo_cli.commands.itself import given, program
+    from exo_cli.config import PROJECT_FILE
+    from exo_cli.shard.server import DRAIN_S
+    from exo_cli.shard.units import Unit, launchd, systemd
+
+    unit = Unit(
+        words=[*program(), "serve-shard", *given(context, but="print_unit")],
+        home=Path.home(),
+        # Settings of a project are read where the node runs.
+        directory=Path.cwd() if PROJECT_FILE.exists() else None,
+        stop_s=int(DRAIN_S) + 15,
+        environment={name: os.environ[name] for name in KEPT_VARIABLES if os.environ.get(name)},
+    )
+    return systemd(unit) if kind == "systemd" else launchd(unit)

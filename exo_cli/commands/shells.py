@@ -17,7 +17,10 @@ _DYNAMIC = {
     "INTERFACE": "interfaces",
     "interface": "interfaces",
     "no-interface": "interfaces",
+    "MODEL": "models",
 }
+# Such a value may be a directory as well.
+_OR_DIRECTORY = frozenset(("models",))
 _FILES = {"FILE": "files", "PATH": "files", "DIR": "directories"}
 _NOTE = "made by completions/generate.py from the verbs and options there are; do not edit"
 
@@ -155,7 +158,8 @@ def _bash_action(values: Values) -> str:
         case "words":
             return f"_exo_words {' '.join(_quoted(word) for word in values.words)}; "
         case "dynamic":
-            return f"_exo_dynamic {values.words[0]}; "
+            kind = values.words[0]
+            return f"_exo_dynamic {kind}; " + ("_exo_files -d; " if kind in _OR_DIRECTORY else "")
         case "files":
             return "_exo_files -f; "
         case "directories":
@@ -244,7 +248,8 @@ def _zsh_action(values: Values) -> str:
         case "words":
             return f"({' '.join(values.words)})"
         case "dynamic":
-            return f"_exo_dynamic {values.words[0]}"
+            kind = values.words[0]
+            return f"{{_exo_dynamic {kind}; _files -/}}" if kind in _OR_DIRECTORY else f"_exo_dynamic {kind}"
         case "files":
             return "_files"
         case "directories":
@@ -317,7 +322,9 @@ def _fish_action(values: Values) -> str:
         case "words":
             return f" -a {_fish_quoted(' '.join(values.words))}"
         case "dynamic":
-            return f" -a '(__exo_dynamic {values.words[0]})'"
+            kind = values.words[0]
+            beside = "; __fish_complete_directories" if kind in _OR_DIRECTORY else ""
+            return f" -a '(__exo_dynamic {kind}{beside})'"
         case "files":
             return " -F"
         case "directories":

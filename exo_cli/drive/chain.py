@@ -12,6 +12,8 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final
 
+import msgspec
+
 from exo_cli.drive.failures import refusal
 from exo_cli.drive.flow import Flow, StageAddress, ended
 from exo_cli.drive.requests import (
@@ -42,6 +44,8 @@ class Chain:
             raise ValueError("a chain has at least one stage")
         self.stages = tuple(stages)
         self.broken: ExoError | None = None
+        self.failed = False
+        """Whether it failed a request. It may look well from here: a stage between its ends is not seen."""
         self._source = source
         self._driver = os.urandom(16)
         self._flows: list[Flow] = []
@@ -73,6 +77,10 @@ class Chain:
         if self._ticker is not None:
             await ended(self._ticker)
         await asyncio.gather(*(flow.close() for flow in self._flows))
+
+    def abandon(self, error: ExoError) -> None:
+        """It is of no use any more: whoever still waits for it goes on elsewhere."""
+        self._lost(error)
 
     def generate(self, ask: Ask, *, recover: "Recover | None" = None) -> "Generation":
         """Begin a request; its tokens are read from what is returned, and closing that ends it."""
@@ -173,9 +181,9 @@ class Generation:
         """Why it ended, once it has."""
         self._chain = chain
         self._recover = recover
-        self._news: asyncio.Queue[Token | Replay | Done] = asyncio.Queue()
+        self._news: asyncio.Queue[Token | Replay | Done | asyncio.Task[None]] = asyncio.Queue()
         self._opening: asyncio.Task[None] | None = None
-        self._over = False
+        self._recovering: asyncio.Task[None] | None = None
 
     async def tokens(self) -> AsyncGenerator[Token, None]:
         """Every token once, in order; raises what ended the request, after the last one that came."""
@@ -189,16 +197,21 @@ class Generation:
                     case Token():
                         yield news
                     case Replay(error):
-                        await self._go_on_elsewhere(error)
+                        # Beside us: whoever does not want the rest must not wait for another chain.
+                        self._recovering = asyncio.create_task(self._go_on_elsewhere(error))
+                        self._recovering.add_done_callback(self._news.put_nowait)
                     case Done(reason, problem):
                         self.reason = reason
                         if problem is not None:
                             raise problem
                         return
+                    case asyncio.Task():
+                        news.result()
         finally:
             self.cancel()
-            if self._opening is not None:
-                await ended(self._opening)
+            for task in (self._opening, self._recovering):
+                if task is not None:
+                    await ended(task)
 
     def cancel(self) -> None:
         """Nobody wants the rest; does not wait for the chain to say yes."""
@@ -216,6 +229,8 @@ class Generation:
                     self._news.put_nowait(token)
                 case Replay() | Done():
                     self._chain.leave(self)
+                    if isinstance(action, Replay):
+                        self._chain.failed = True
                     self._news.put_nowait(action)
 
     async def _open(self, chain: Chain, action: SendOpen) -> None:
@@ -230,30 +245,21 @@ class Generation:
             self.do(self.request.give_up(error))
             return
         try:
-            chain = await self._recover(error)
-            chain.join(self)
+            async with asyncio.timeout_at(self.request.until_s):
+                chain = await self._recover(error)
+            if self.request.state == "waiting":
+                chain.join(self)
+                self._chain = chain
+                self.do(self.request.reopen(loop.time()))
+        except TimeoutError:
+            self.do(self.request.tick(loop.time()))
         except ExoError as none:
             self.do(self.request.give_up(none))
-            return
-        self._chain = chain
-        self.do(self.request.reopen(loop.time()))
 
 
 def _sampler(ask: Ask) -> pb.Sampler:
     it = ask.sampling
-    return pb.Sampler(
-        temperature=it.temperature,
-        top_p=it.top_p,
-        top_k=it.top_k,
-        min_p=it.min_p,
-        repetition_penalty=it.repetition_penalty,
-        presence_penalty=it.presence_penalty,
-        frequency_penalty=it.frequency_penalty,
-        penalty_window=it.penalty_window,
-        logit_bias=dict(it.logit_bias),
-        seed=it.seed,
-        logprobs=it.logprobs,
-    )
+    return pb.Sampler(**{**msgspec.structs.asdict(it), "logit_bias": dict(it.logit_bias)})
 
 
 def _token(row: pb.TokenOut) -> Token:

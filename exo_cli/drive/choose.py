@@ -5,24 +5,30 @@ file and never writes it. Knows nothing of loading.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
+
+from msgspec import structs
 
 from exo_cli.cluster.facts import host_id
 from exo_cli.cluster.membership import Change
 from exo_cli.cluster.pairs import split_endpoint
 from exo_cli.cluster.station import Station, watcher
 from exo_cli.cluster.survey import describe, describe_at
+from exo_cli.drive.room import emptied
 from exo_cli.drive.split import Need, Range, plan_of, split, unfit
 from exo_cli.errors import BadData, DoesNotFit, ExoError, NotAuthorised, Unavailable, VersionMismatch
-from exo_cli.schemas.plan import Plan
+from exo_cli.schemas.plan import Plan, PlannedStage
 from exo_cli.schemas.topology import Link, Node, Topology
 from exo_cli.trust.keyring import KeyringSource
 
 CONFIRM_S: Final = 0.3
 PROBE_S: Final = 0.3
+KNOWN_S: Final = 1.0
 PLANNED_S: Final = 3.0
 """For the nodes of a plan: without them nothing runs, so they get more time."""
 
@@ -38,6 +44,10 @@ class Around:
     source: KeyringSource
     nodes_dir: Path
     peers: tuple[tuple[str, int], ...] = ()
+    known: tuple[Node, ...] = ()
+    """Nodes that were met already: where there are some, they are asked and nobody else is called."""
+    avoid: frozenset[str] = frozenset()
+    """Ids of nodes that are not to be used, though they may answer; a plan's nodes are used regardless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +70,52 @@ class _Found:
     failures: dict[str, ExoError] = field(default_factory=dict)
 
 
-async def choose(need: Need, around: Around, *, plan: Plan | None, private: Private) -> Choice:
-    """Decide, in the order above."""
+async def choose(
+    need: Need, around: Around, *, plan: Plan | None, private: Private, tight: Need | None = None
+) -> Choice:
+    """Decide, in the order above; `tight` is what will do as well where `need` does not fit."""
+    needs = [need] if tight is None else [need, tight]
     if plan is not None:
         return await _planned(need, around, plan)
     links = around.topology.links
-    holders = [node for node in around.topology.nodes if _holds(node, need)]
+    known = [node for node in around.topology.nodes if node.id not in around.avoid]
+    holders = [node for node in known if _holds(node, need)]
     if holders:
         found = await _confirm(holders, around.source, CONFIRM_S)
         chain = _loaded_chain(need, found.nodes.values())
         if chain is not None:
             used = plan_of(need, chain, _uses(chain))
             return Choice(used, found.nodes, links, _silent(holders, found))
-    found = await _probe(around)
-    silent = _silent([node for node in around.topology.nodes if node.state == "ready"], found)
+    met = [node for node in around.known if node.id not in around.avoid]
+    found = await (_confirm(met, around.source, KNOWN_S) if met else _probe(around))
+    for id_ in around.avoid:
+        found.nodes.pop(id_, None)
+    silent = _silent([node for node in known if node.state == "ready"], found)
     workers = [node for node in found.nodes.values() if unfit(node) is None]
     if not workers:
+        if (need.nodes or 1) > 1:
+            raise Unavailable(
+                f"{need.nodes} nodes are wanted, and none answers", hint="exo discover --explain says why."
+            )
         node = await private()
-        return Choice(split(need, [node], here=node.host), {node.id: node}, (), silent, alone=True)
+        return Choice(_split(needs, [node], node.host), {node.id: node}, (), silent, alone=True)
     chain = _loaded_chain(need, workers)
     everybody = list(found.nodes.values())  # who takes no part is named in the reason
-    used = plan_of(need, chain, _uses(chain)) if chain else split(need, everybody, here=host_id())
+    if chain:
+        return Choice(plan_of(need, chain, _uses(chain)), found.nodes, links, silent)
+    try:
+        used = _split(needs, everybody, host_id())
+    except DoesNotFit:
+        used = _split(needs, await emptied(everybody, around.source), host_id())
     return Choice(used, found.nodes, links, silent)
+
+
+def _split(needs: Sequence[Need], nodes: Sequence[Node], here: str) -> Plan:
+    """Of the first need that fits."""
+    for need in needs[:-1]:
+        with suppress(DoesNotFit):
+            return split(need, nodes, here=here)
+    return split(needs[-1], nodes, here=here)
 
 
 async def _planned(need: Need, around: Around, plan: Plan) -> Choice:
@@ -92,18 +126,42 @@ async def _planned(need: Need, around: Around, plan: Plan) -> Choice:
             hint="Make the plan for the nodes that there are, or leave --plan out.",
         )
     wanted = {rank.node for replica in plan.replicas[:1] for stage in replica.stages for rank in stage.ranks}
-    known = [node for node in around.topology.nodes if node.id in wanted]
+    known = [node for node in around.topology.nodes if wanted & {node.id, node.name}]
     found = await _confirm(known, around.source, PLANNED_S)
-    if found.nodes.keys() != wanted:
+    if wanted - _called(found.nodes.values()).keys():
         found.nodes.update((await _probe(around)).nodes)
+    called = _called(found.nodes.values())
     names = {node.id: node.name for node in known}
-    missing = sorted(names.get(id_, id_) for id_ in wanted - found.nodes.keys())
+    missing = sorted(names.get(called_, called_) for called_ in wanted - called.keys())
     if missing:
         raise Unavailable(
             f"the plan needs nodes that do not answer: {', '.join(missing)}",
             hint="Start exo serve-shard there, or leave --plan out.",
         )
-    return Choice(plan, found.nodes, around.topology.links)
+    used = {called[each].id: called[each] for each in wanted}
+    return Choice(_by_id(plan, called), used, around.topology.links)
+
+
+def _called(nodes: Iterable[Node]) -> dict[str, Node]:
+    """Nodes by what a plan may call them: an id, or a name that one of them alone has."""
+    all_ = list(nodes)
+    count = Counter(node.name for node in all_)
+    by_name = {node.name: node for node in all_ if count[node.name] == 1}
+    return {**by_name, **{node.id: node for node in all_}}
+
+
+def _by_id(plan: Plan, called: Mapping[str, Node]) -> Plan:
+    """The same plan, with every node that can be found called by its id."""
+
+    def stage(each: PlannedStage) -> PlannedStage:
+        ranks = (
+            structs.replace(rank, node=called[rank.node].id if rank.node in called else rank.node)
+            for rank in each.ranks
+        )
+        return structs.replace(each, ranks=tuple(ranks))
+
+    replicas = (structs.replace(each, stages=tuple(map(stage, each.stages))) for each in plan.replicas)
+    return structs.replace(plan, replicas=tuple(replicas))
 
 
 # -- asking ----------------------------------------------------------------------------------------
@@ -207,7 +265,8 @@ def _loaded_chain(need: Need, nodes: Iterable[Node]) -> list[tuple[Node, Range]]
             way = [*best[layers[0]], (node, layers)]
             if layers[1] not in best or len(way) < len(best[layers[1]]):
                 best[layers[1]] = way
-    return best.get(need.size.layers)
+    chain = best.get(need.size.layers)
+    return chain if chain is None or need.nodes in (None, len(chain)) else None
 
 
 def _uses(chain: Sequence[tuple[Node, Range]]) -> str:
@@ -238,11 +297,5 @@ async def choose_roomy(
     need: Need, around: Around, needed: int, *, plan: Plan | None, private: Private
 ) -> Choice:
     """`choose`, with as much context as fits and at least `needed`."""
-    tight: DoesNotFit | None = None
-    for context in contexts(needed, need.size.context):
-        try:
-            return await choose(replace(need, context=context), around, plan=plan, private=private)
-        except DoesNotFit as error:
-            tight = error
-    assert tight is not None
-    raise tight
+    first, *rest = (replace(need, context=context) for context in contexts(needed, need.size.context))
+    return await choose(first, around, plan=plan, private=private, tight=rest[-1] if rest else None)

@@ -1,31 +1,41 @@
 """A model made ready to answer, whatever that takes: found, described, placed, loaded, connected.
 
-The steps are told to `Telling`, whoever that is. A chain that broke is made anew for the next request.
-Knows nothing of terminals and of what is asked.
+The steps are told to `Telling`, whoever that is. A chain that broke is made anew for the next request,
+and for the one that runs (`recovery`). Knows nothing of terminals and of what is asked.
 """
 
 import asyncio
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 
-from exo_cli.cluster.pairs import join_endpoint, split_endpoint
+from exo_cli.cluster.facts import host_id
+from exo_cli.cluster.remote import shards
 from exo_cli.cluster.topology_file import TopologyFile
-from exo_cli.drive.chain import Chain
+from exo_cli.drive.chain import Chain, Recover
 from exo_cli.drive.choose import Around, Choice, choose_roomy
 from exo_cli.drive.load import LoadedStage, Progress, addresses, load
 from exo_cli.drive.private import private_node
+from exo_cli.drive.recover import Lost, blame, who
+from exo_cli.drive.shares import Shares
 from exo_cli.drive.size import ModelSize, size_of
 from exo_cli.drive.split import Need
-from exo_cli.fetch.share import LocalShare
+from exo_cli.errors import DoesNotFit, ExoError, TryAgain, Unavailable, hinting
+from exo_cli.fetch.hub import Downloaded, ensure
 from exo_cli.fetch.stores import Stores
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.schemas.plan import ModelRef, Plan
 from exo_cli.schemas.topology import Node
 from exo_cli.text.chat import Language
 from exo_cli.trust.keyring import KeyringSource
+
+MENDS: Final = 2
+"""While one chain is mended, another of its nodes may fail; then it is looked once more who is left."""
+PAUSE_S: Final = 0.8
+"""Until nodes have cleared away what is left of a request; then they are asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,10 @@ class Settings:
     topology: Path
     plan: Plan | None = None
     peers: tuple[tuple[str, int], ...] = ()
+    nodes: int | None = None
+    """How many nodes to begin on; an answer whose node is lost goes on on what is left."""
+    data_ports: tuple[int, int] = (0, 0)
+    """The TCP ports on which our files may be offered, both included; (0, 0): any free one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +60,9 @@ class Telling:
 
     chosen: Callable[[Choice], None] = lambda choice: None
     progress: Callable[[Progress], None] = lambda progress: None
+    downloaded: Callable[[Downloaded], None] = lambda progress: None
+    recovered: Callable[[str], None] = lambda said: None
+    """An answer goes on elsewhere: why, and where."""
 
 
 class Driver:
@@ -60,8 +77,11 @@ class Driver:
         self._undo = AsyncExitStack()
         self._chain_undo = AsyncExitStack()
         self._chain: Chain | None = None
+        self._met: dict[str, Node] = {}
+        self._shares: Shares | None = None
+        self._mending = asyncio.Lock()
         self._private: Node | None = None
-        self._share: LocalShare | None = None
+        self._private_undo = AsyncExitStack()
         self.directory: ModelDirectory
         self.language: Language
         self.size: ModelSize
@@ -70,76 +90,183 @@ class Driver:
         settings = self._settings
         stores = Stores(settings.weights_dir)
 
-        def read() -> tuple[ModelDirectory, Language, ModelSize]:
-            directory = stores.open(stores.resolve(settings.model))
+        def read(path: Path) -> tuple[ModelDirectory, Language, ModelSize]:
+            directory = stores.open(path)
             return directory, Language.load(directory.path), size_of(directory)
 
-        self.directory, self.language, self.size = await asyncio.to_thread(read)
+        with hinting("Fetch the model again, or name another one."):
+            path = await ensure(settings.model, stores.hub, on_progress=self._telling.downloaded)
+            self.directory, self.language, self.size = await asyncio.to_thread(read, path)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._chain_undo.aclose()
+        await self._private_undo.aclose()
         await self._undo.aclose()
 
     async def chain(self, needed: int) -> Chain:
         """The chain, with room for so many tokens; made if there is none that works."""
-        if self._chain is not None and self._chain.broken is None and needed <= self.context:
-            return self._chain
-        await self._chain_undo.aclose()
-        self._chain_undo, self._chain = AsyncExitStack(), None
-        topology = await asyncio.to_thread(TopologyFile(self._settings.topology).read)
-        around = Around(topology, self._source, self._settings.nodes_dir, self._settings.peers)
-        model = ModelRef(name=self.name, revision=None, digest=self.directory.digest)
-        need = Need(model, self.size, needed)
-        choice = await choose_roomy(
-            need, around, needed, plan=self._settings.plan, private=self._private_node
-        )
-        self._telling.chosen(choice)
-        await self._share_directory(choice)
-        self.stages = await load(
-            choice.plan,
-            choice.nodes,
-            self.size.layers,
-            self._source,
-            weights_from=self._weights_from,
-            on_progress=self._telling.progress,
-        )
-        self.context = choice.plan.context
-        chain = Chain(addresses(self.stages, choice.links), self._source)
-        self._chain = await self._chain_undo.enter_async_context(chain)
-        return self._chain
+        async with self._mending:
+            there = self._chain
+            if there is not None and there.broken is None and not there.failed and needed <= self.context:
+                return there
+            return await self._make(needed, self._telling.chosen)
+
+    def recovery(self, chain: Chain, needed: int) -> Recover:
+        """How one request, which runs on `chain`, finds another one when that fails."""
+        used = chain
+
+        async def recover(error: ExoError) -> Chain:
+            nonlocal used
+            async with self._mending:
+                there = self._chain
+                if there is None or there is used or there.broken is not None or there.failed:
+                    there = await self._mend(error, needed)
+                used = there
+                return used
+
+        return recover
 
     @property
     def name(self) -> str:
         """The model's, as other nodes show it."""
         return self.directory.path.name if Path(self._settings.model).is_dir() else self._settings.model
 
+    # -- making a chain --------------------------------------------------------------------------
+
+    async def _make(
+        self,
+        needed: int,
+        chosen: Callable[[Choice], None],
+        avoid: frozenset[str] | None = None,
+        *,
+        on_failed: Callable[[Node], None] = lambda node: None,
+    ) -> Chain:
+        """Choose, load, connect. With `avoid`: among the nodes that are known already, without those."""
+        await self._chain_undo.aclose()
+        self._chain_undo, self._chain = AsyncExitStack(), None
+        topology = await asyncio.to_thread(TopologyFile(self._settings.topology).read)
+        around = Around(
+            topology,
+            self._source,
+            self._settings.nodes_dir,
+            self._settings.peers,
+            known=()
+            if avoid is None
+            else tuple({**{node.id: node for node in shards(topology)}, **self._met}.values()),
+            avoid=avoid or frozenset(),
+        )
+        model = ModelRef(name=self.name, revision=None, digest=self.directory.digest)
+        need = Need(model, self.size, needed, nodes=self._settings.nodes if avoid is None else None)
+        choice = await choose_roomy(
+            need, around, needed, plan=self._settings.plan, private=self._private_node
+        )
+        chosen(choice)
+        if not choice.alone:
+            self._met.update(choice.nodes)
+        if self._shares is None:
+            mine = Shares(self._source, self.directory, self._settings.data_ports)
+            self._shares = await self._undo.enter_async_context(mine)
+        await self._shares.offer(choice.nodes.values())
+        self.stages = await self._load(choice, self._shares, on_failed)
+        self.context = choice.plan.context
+        chain = Chain(addresses(self.stages, choice.links), self._source)
+        self._chain = await self._chain_undo.enter_async_context(chain)
+        return self._chain
+
+    async def _load(
+        self, choice: Choice, shares: Shares, on_failed: Callable[[Node], None]
+    ) -> tuple[LoadedStage, ...]:
+        failed: list[Node] = []
+        work = partial(
+            load,
+            choice.plan,
+            choice.nodes,
+            self.size.layers,
+            self._source,
+            weights_from=shares.address,
+            on_progress=self._telling.progress,
+            on_failed=failed.append,
+        )
+        try:
+            return await work()
+        except TryAgain:
+            # A node learns only now and then that what it holds is idle, and may be let go.
+            await asyncio.sleep(PAUSE_S)
+            failed.clear()
+            return await work()
+        finally:
+            for node in failed:
+                on_failed(node)
+
     async def _private_node(self) -> Node:
         if self._private is None:
-            self._private = await self._undo.enter_async_context(private_node(self._source))
+            self._private = await self._private_undo.enter_async_context(private_node(self._source))
         return self._private
 
-    async def _share_directory(self, choice: Choice) -> None:
-        """Offer our files to the nodes that may lack them, on the addresses by which they reach us."""
-        if self._share is not None:
-            return
-        hosts = sorted({_our_address(node) for node in choice.nodes.values()} - {""})
-        if hosts:
-            share = LocalShare(self._source, self.directory, hosts=hosts)
-            self._share = await self._undo.enter_async_context(share)
+    # -- making another one ----------------------------------------------------------------------
 
-    def _weights_from(self, node: Node) -> str:
-        host = _our_address(node)
-        return join_endpoint(host, self._share.port) if self._share is not None and host else ""
+    async def _mend(self, error: ExoError, needed: int) -> Chain:
+        """A chain on what is left, and a word about it; where there is none, why, and who failed."""
+        if self._chain is not None:
+            self._chain.abandon(error)
+        await self._chain_undo.aclose()
+        if isinstance(error, TryAgain):
+            await asyncio.sleep(PAUSE_S)
+        lost: dict[str, Lost] = {}
+        said, problem = error.message, error
+        for _ in range(MENDS):
+            if not isinstance(error, TryAgain):
+                found = await blame(self.stages, (self.directory.digest, self.name), self._source)
+                lost.update({each.node.id: each for each in found})
+                said = ", ".join(each.said(self._private) for each in lost.values()) or said
+            await self._drop_private(lost)
+            choices: list[Choice] = []
+            try:
+                chain = await self._elsewhere(needed, choices.append, list(lost.values()))
+            except Unavailable as again:
+                problem = again
+            except ExoError as none:
+                problem = none
+                break
+            else:
+                choice = choices[-1]
+                on = "this machine" if choice.alone else who(choice.plan, choice.nodes, host_id())
+                self._telling.recovered(f"{said}; going on on {on}")
+                return chain
+        tried = "the plan's nodes were tried again" if self._settings.plan else "no other nodes can go on"
+        raise Unavailable(f"{said}, and {tried}: {problem.message}", hint=problem.hint) from problem
 
+    async def _drop_private(self, lost: Mapping[str, Lost]) -> None:
+        """Our own node, if that is gone: the next one is another."""
+        if self._private is not None and self._private.id in lost and lost[self._private.id].gone:
+            await self._private_undo.aclose()
+            self._private_undo, self._private = AsyncExitStack(), None
 
-def _our_address(node: Node) -> str:
-    """The address of this machine on the way to a node; nothing is sent."""
-    host, port = split_endpoint(node.endpoint)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+    async def _elsewhere(self, needed: int, chosen: Callable[[Choice], None], lost: Sequence[Lost]) -> Chain:
+        if self._settings.plan is not None:
+            # Somebody said where: an engine that ended is loaded again there, and nowhere else.
+            return await self._make(needed, chosen)
+        gone = frozenset(each.node.id for each in lost if each.gone)
+        failed = frozenset(each.node.id for each in lost)
         try:
-            probe.connect((host, port))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return ""
+            return await self._among_the_willing(needed, chosen, failed)
+        except (DoesNotFit, Unavailable, TryAgain):
+            if failed == gone:
+                raise
+        return await self._among_the_willing(needed, chosen, gone)
+
+    async def _among_the_willing(
+        self, needed: int, chosen: Callable[[Choice], None], avoid: frozenset[str]
+    ) -> Chain:
+        """A node that does not do its part of a load is left out the next time."""
+        unwilling: set[str] = set()
+        while True:
+            before = len(unwilling)
+            try:
+                return await self._make(
+                    needed, chosen, avoid | unwilling, on_failed=lambda node: unwilling.add(node.id)
+                )
+            except ExoError:
+                if len(unwilling) == before:
+                    raise

@@ -6,7 +6,7 @@ Knows nothing of gRPC's statuses (wire.status does).
 from typing import Final
 
 from exo_cli import errors
-from exo_cli.errors import BadData, ExoError, Internal, TryAgain
+from exo_cli.errors import ExoError, Internal
 from exo_cli.wire import exo_pb2 as pb
 
 _KINDS: Final = [
@@ -16,29 +16,20 @@ _KINDS: Final = [
 ]
 _BY_CODE: Final[dict[str, type[ExoError]]] = {kind.code: kind for kind in _KINDS}
 _BY_EXIT: Final[dict[int, type[ExoError]]] = {int(kind.exit): kind for kind in _KINDS}
-# Codes of errors that only an engine raises.
-_ENGINE: Final[dict[str, type[ExoError]]] = {
-    "no-room": TryAgain,
-    "step-refused": BadData,
-    "frame-refused": BadData,
-}
 _MAX_TEXT: Final = 1000
 
 
 def refusal(refused: pb.Refused) -> ExoError:
     """Why a stage said no to a request, or to a step of it."""
-    kind = _BY_CODE.get(refused.code) or _ENGINE.get(refused.code) or Internal
-    hint = None
-    if refused.code == "no-room":
-        hint = "Wait for other requests to end, or ask for fewer tokens: --max-tokens."
-    return _made(kind, refused.code, f"{refused.node}: {refused.message}", hint)
+    kind = _BY_CODE.get(refused.code) or _BY_EXIT.get(refused.exit) or Internal
+    return _made(kind, refused.code, f"{refused.node}: {refused.message}", refused.hint or None)
 
 
 def load_failure(failed: pb.LoadFailed, node: str) -> ExoError:
     """Why a node did not load its stage."""
     kind = _BY_CODE.get(failed.code) or _BY_EXIT.get(failed.exit) or Internal
     message = f"{node}: {failed.message}"
-    if failed.holders:
+    if failed.holders and "held by" not in message:
         message += f" (held by {', '.join(failed.holders)})"
     return _made(kind, failed.code, message, failed.hint or None)
 

@@ -5,7 +5,6 @@ nothing of why the plan is as it is, nor of requests.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,25 +12,19 @@ from typing import Final
 from exo_cli.cluster.pairs import Pair, addresses_to, join_endpoint, split_endpoint
 from exo_cli.drive.failures import at_node, load_failure
 from exo_cli.drive.flow import StageAddress
-from exo_cli.errors import BadData, ExoError, NotFound, Unavailable
+from exo_cli.errors import ExoError, NotFound, Unavailable
 from exo_cli.schemas.plan import Plan, PlannedStage
 from exo_cli.schemas.topology import Link, Node
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.channels import dial
 from exo_cli.wire.hello import hello
+from exo_cli.wire.loads import check_stages, load_request
 from exo_cli.wire.status import translated
 from exo_cli.wire.stubs import control
 
 DIAL_TIMEOUT_S: Final = 5.0
 UNDO_TIMEOUT_S: Final = 5.0
-KEEP_ALIVE_S: Final = 600.0
-
-_DTYPES: Final = {
-    "float32": pb.DTYPE_FLOAT32,
-    "bfloat16": pb.DTYPE_BFLOAT16,
-    "float16": pb.DTYPE_FLOAT16,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +59,26 @@ async def load(
     *,
     weights_from: Callable[[Node], str] = lambda node: "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
-    keep_alive_s: float = KEEP_ALIVE_S,
+    on_failed: Callable[[Node], None] = lambda node: None,
 ) -> tuple[LoadedStage, ...]:
-    """Load the plan's first chain. `nodes` by id; `weights_from` says where a node finds our own files."""
+    """Load the plan's first chain. `nodes` by id; `weights_from` says where a node finds our own files.
+
+    `on_failed` hears which node could not do its part, before that is raised.
+    """
     stages = plan.replicas[0].stages if plan.replicas else ()
-    _check(plan, stages, layers_in_model)
+    check_stages(plan, stages, layers_in_model)
     begun: list[_Begun] = []
     for stage in stages:
         node = _node(nodes, stage)
-        request = _request(plan, stage, layers_in_model, weights_from(node), keep_alive_s)
+        request = load_request(plan, stage, layers_in_model, weights_from=weights_from(node))
         begun.append(_Begun(node, stage, request))
     tasks = [asyncio.create_task(_load_one(each, source, on_progress)) for each in begun]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in tasks:
+        for each, task in zip(begun, tasks, strict=True):
             # The first that failed; those that still run wait for it.
             if task.done() and task.exception() is not None:
+                on_failed(each.node)
                 task.result()
         return tuple([task.result() for task in tasks])
     except BaseException:
@@ -113,27 +110,6 @@ def addresses(stages: Sequence[LoadedStage], links: Sequence[Link]) -> list[Stag
     ]
 
 
-def load_id(plan: Plan, layers: tuple[int, int], layers_in_model: int) -> str:
-    """Names a load by everything that decides what is loaded."""
-    said = (plan.model.digest, *layers, layers_in_model, plan.dtype, "exact", plan.context, plan.concurrency)
-    return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
-
-
-def _check(plan: Plan, stages: Sequence[PlannedStage], layers: int) -> None:
-    hint = "Mend the plan, or leave --plan out."
-    if not stages:
-        raise BadData("the plan has no stages", hint=hint)
-    at = 0
-    for stage in stages:
-        if stage.layers[0] != at or stage.layers[1] <= at:
-            raise BadData(f"the plan's stages do not follow each other at layer {at}", hint=hint)
-        at = stage.layers[1]
-        if len(stage.ranks) != 1:
-            raise BadData("the plan splits a stage over several nodes, which exo run cannot do", hint=hint)
-    if at != layers:
-        raise BadData(f"the plan is for {at} layers; {plan.model.name} has {layers}", hint=hint)
-
-
 def _node(nodes: Mapping[str, Node], stage: PlannedStage) -> Node:
     node = nodes.get(stage.ranks[0].node)
     if node is None:
@@ -142,28 +118,6 @@ def _node(nodes: Mapping[str, Node], stage: PlannedStage) -> Node:
             hint="exo discover shows who is there.",
         )
     return node
-
-
-def _request(
-    plan: Plan, stage: PlannedStage, layers: int, weights_from: str, keep_alive_s: float
-) -> pb.LoadRequest:
-    memory = stage.ranks[0].memory
-    return pb.LoadRequest(
-        hello=hello(),
-        load_id=load_id(plan, stage.layers, layers),
-        model=pb.ModelRef(name=plan.model.name, revision=plan.model.revision or "", digest=plan.model.digest),
-        first_layer=stage.layers[0],
-        last_layer=stage.layers[1],
-        layers_in_model=layers,
-        wire_dtype=_DTYPES[plan.dtype],
-        numerics="exact",
-        context=plan.context,
-        concurrency=plan.concurrency,
-        memory_bytes=memory.weights_bytes + memory.kv_bytes + memory.buffers_bytes + memory.base_bytes,
-        keep_alive_ms=round(keep_alive_s * 1000),
-        weights_from=weights_from,
-        evict_idle=True,
-    )
 
 
 @dataclass(slots=True)

@@ -18,5 +18,8 @@ def read_plan(path: Path) -> Plan:
     except FileNotFoundError as error:
         raise NotFound(f"there is no plan at {path}", hint="Check the path, or leave --plan out.") from error
     except OSError as error:
-        raise InputOutput(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+        raise InputOutput(
+            f"cannot read {path}: {(error.strerror or str(error)).lower()}",
+            hint="Check the path, or leave --plan out.",
+        ) from error
     return decode(data, Plan, schema=SCHEMA, where=str(path), hint=_HINT)

@@ -1,12 +1,14 @@
 """This machine alone: a serve-shard of the driver's own, which nobody is told of and which dies with it.
 
-Knows nothing of models.
+It listens on sockets in a directory that only this user may enter, and has none of any other kind. Knows
+nothing of models.
 """
 
 import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -27,13 +29,18 @@ from exo_cli.trust.keyring import KeyringSource
 START_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 3.0
 _LOOK_S: Final = 0.02
+_ABOUT_OTHERS: Final = frozenset(("EXO_PEER", "EXO_INTERFACE", "EXO_NO_INTERFACE"))
 _PREFIX: Final = "exo-run-"
-_LOOPBACK: Final = "lo0" if sys.platform == "darwin" else "lo"
+_SOCKET: Final = "node"
+_LONGEST: Final = 100
+"""What the name of a socket may have, in bytes; some systems allow no more than 103."""
+_PLAIN: Final = re.compile(r"[A-Za-z0-9/._ +-]+")
+_SHORT: Final = "/tmp"  # noqa: S108 - only for a directory that is made there under a new name
 
 
 def command(directory: Path, *, insecure: bool) -> list[str]:
-    """What is run: a node on loopback, on a port of its own, with its files in `directory`."""
-    words = ["serve-shard", "--name", "private", "--listen", "127.0.0.1:0", "--interface", _LOOPBACK]
+    """What is run: a node on a socket of its own, with its files in `directory`."""
+    words = ["serve-shard", "--name", "private", "--listen", f"unix:{directory / _SOCKET}"]
     files = ["--ready-file", str(directory / "ready"), "--topology", str(directory / "topology.json")]
     return [sys.executable, "-m", "exo_cli", *words, *files, *(["--insecure"] if insecure else [])]
 
@@ -42,7 +49,7 @@ def command(directory: Path, *, insecure: bool) -> list[str]:
 async def private_node(source: KeyringSource, *, run: Sequence[str] | None = None) -> AsyncIterator[Node]:
     """A node of our own; `run` is another command to start it, which writes the same ready file."""
     _sweep()
-    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base()))
     held = _hold(directory)
     try:
         words = run or command(directory, insecure=source.current().kind == "insecure")
@@ -55,7 +62,7 @@ async def private_node(source: KeyringSource, *, run: Sequence[str] | None = Non
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=errors,
                 # Its name is not to be another node's, and Ctrl-C is ours to understand.
-                env={**os.environ, "XDG_STATE_HOME": str(directory)},
+                env={**_surroundings(), "XDG_STATE_HOME": str(directory)},
                 start_new_session=True,
             )
         finally:
@@ -69,6 +76,19 @@ async def private_node(source: KeyringSource, *, run: Sequence[str] | None = Non
         os.close(held)
 
 
+def _surroundings() -> dict[str, str]:
+    """Our own, without what says whom a node is to talk to."""
+    return {name: value for name, value in os.environ.items() if name not in _ABOUT_OTHERS}
+
+
+def _base() -> str:
+    """Where temporary directories are; elsewhere if that place's name is nothing for a socket's."""
+    usual = tempfile.gettempdir()
+    longest = f"{usual}/{_PREFIX}12345678/{_SOCKET}:4194304"
+    # gRPC takes the name for a part of an address, in which some characters mean something.
+    return usual if len(longest) <= _LONGEST and _PLAIN.fullmatch(usual) else _SHORT
+
+
 def _hold(directory: Path) -> int:
     """A lock that says that the directory is in use; it ends with us."""
     descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -78,7 +98,7 @@ def _hold(directory: Path) -> int:
 
 def _sweep() -> None:
     """Remove what drivers left that were killed."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for directory in Path(_base()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:

@@ -3,7 +3,9 @@
 Events go in (an answer, a token, a lost chain, a tick of the clock), actions come out, and whoever
 runs a request carries them out. Tokens come out exactly once and in order, whatever is repeated, late
 or from an older epoch. A chain that fails raises the epoch: the prompt and all that was emitted are to
-be replayed on another chain, which goes on at the same position. Knows no sockets and no text.
+be replayed on another chain, which goes on at the same position. A replay that fails before it gave a
+token is the last one: what ends every chain it is put on is not to be put on all of them. Knows no
+sockets and no text.
 """
 
 from collections import deque
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from exo_cli.errors import BadData, ExoError, Internal, TryAgain, Unavailable
+from exo_cli.schemas.sampling import Sampling
 
 MAX_FAILOVERS: Final = 3
 OPEN_TIMEOUT_S: Final = 10.0
@@ -26,29 +29,12 @@ Reason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the last stage chooses; temperature 0 is greedy."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    penalty_window: int = 0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int = 0
-    logprobs: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Ask:
     """What somebody wants generated."""
 
     prompt: tuple[int, ...]
     max_tokens: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     deadline_s: float | None = None
     """From the start of the request on."""
@@ -125,7 +111,10 @@ class Request:
     prefix: int = 0
     """How many ids the chain did not have to compute again, the first time it was asked."""
     failovers: int = 0
-    _until_s: float | None = None
+    until_s: float | None = None
+    """When its time is over, on the clock that is passed in."""
+    _replayed: int | None = None
+    """How many tokens had been emitted when it was last replayed."""
     _gaps_s: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS))
     _last_token_s: float | None = None
     _silent_s: float = 0.0
@@ -146,7 +135,7 @@ class Request:
                 "error", BadData("a request needs a prompt and room for at least one token"), tell=False
             )
         if self.ask.deadline_s is not None:
-            self._until_s = now_s + self.ask.deadline_s
+            self.until_s = now_s + self.ask.deadline_s
         self.epoch = 1
         return self._open(now_s)
 
@@ -156,6 +145,7 @@ class Request:
             return []
         if self._is_late(now_s):
             return self._late(tell=False)
+        self._replayed = len(self.emitted)
         return self._open(now_s)
 
     def give_up(self, error: ExoError) -> list[Action]:
@@ -171,11 +161,14 @@ class Request:
     # -- the chain's part ------------------------------------------------------------------------
 
     def opened(self, epoch: int, prefix: int) -> list[Action]:
-        if self.state == "opening" and epoch == self.epoch:
+        if not self._listens(epoch):
+            return []
+        # Tokens may have overtaken it: what it says of the prefix is news all the same.
+        if epoch == 1:
+            self.prefix = prefix
+        if self.state == "opening":
             self.state = "running"
             self._silent_s = 0.0
-            if epoch == 1:
-                self.prefix = prefix
         return []
 
     def refused(self, epoch: int, error: ExoError) -> list[Action]:
@@ -183,6 +176,10 @@ class Request:
         if not self._listens(epoch):
             return []
         if self.state == "running" or isinstance(error, Unavailable):
+            return self._failed(error)
+        if self.epoch > 1 and isinstance(error, TryAgain):
+            # Nothing was computed: what is left of the last epoch, or of others, is not cleared away yet.
+            self._replayed = None
             return self._failed(error)
         return self._over("error", error, tell=False)
 
@@ -249,7 +246,7 @@ class Request:
     def _open(self, now_s: float) -> list[Action]:
         self.state = "opening"
         self._looked_s, self._silent_s, self._last_token_s = now_s, 0.0, None
-        left_ms = 0 if self._until_s is None else max(1, round((self._until_s - now_s) * 1000))
+        left_ms = 0 if self.until_s is None else max(1, round((self.until_s - now_s) * 1000))
         return [
             SendOpen(
                 epoch=self.epoch,
@@ -263,7 +260,8 @@ class Request:
     def _failed(self, error: ExoError) -> list[Action]:
         # Of another version, or without a key: another try would meet the same.
         final = not isinstance(error, Unavailable | TryAgain | BadData)
-        if final or self.failovers >= self.max_failovers:
+        stuck = self._replayed == len(self.emitted)
+        if final or stuck or self.failovers >= self.max_failovers:
             return self._over("error", error, tell=True)
         goodbye = SendCancel(self.epoch)
         self.failovers += 1
@@ -293,7 +291,7 @@ class Request:
         return self._over("error", Internal(f"the chain broke its protocol: {what}"), tell=True)
 
     def _is_late(self, now_s: float) -> bool:
-        return self._until_s is not None and now_s >= self._until_s
+        return self.until_s is not None and now_s >= self.until_s
 
     def _late(self, *, tell: bool) -> list[Action]:
         error = TryAgain(

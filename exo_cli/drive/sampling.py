@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from exo_cli.drive.requests import Sampling
+from exo_cli.schemas.sampling import Sampling
 from exo_cli.text.files import read_object
 
 # Names in generation_config.json, with the values that make sense.

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from exo_cli.errors import BadData
 from exo_cli.models.directory import ModelDirectory
+from exo_cli.models.geometry import text_config
 
 _NUMBERED: Final = re.compile(r"((?:[^.]*[^.0-9][^.]*\.)+?)(\d{1,4})\.")
 _LAYERS: Final = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
@@ -48,7 +49,7 @@ class ModelSize:
 
 def size_of(directory: ModelDirectory) -> ModelSize:
     """Read off the tensors' names and the configuration."""
-    config = _text_config(directory.config)
+    config = text_config(directory.config)
     layers = _number(config, _LAYERS)
     if layers is None:
         raise BadData(
@@ -89,11 +90,6 @@ def size_of(directory: ModelDirectory) -> ModelSize:
         kv_bytes_per_token=_kv_bytes(config),
         context=_number(config, _CONTEXT) or _DEFAULT_CONTEXT,
     )
-
-
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    inner = config.get("text_config")
-    return {**config, **inner} if isinstance(inner, dict) else config
 
 
 def _number(config: dict[str, Any], names: tuple[str, ...]) -> int | None:

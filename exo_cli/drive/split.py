@@ -1,12 +1,13 @@
 """A split by free memory, until the planner forecasts speed as well. Pure; the same input, the same plan.
 
 One node if one has room for all of it, this machine's own first. Else all nodes that have room for a
-layer, each with a contiguous range in proportion to its free memory. Knows nothing of links or speeds.
+layer, each with a contiguous range in proportion to its free memory; or as many as were asked for, the
+roomiest. Knows nothing of links or speeds.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from exo_cli.drive.size import ModelSize
 from exo_cli.errors import DoesNotFit, Unavailable
@@ -22,8 +23,10 @@ BUFFER_BYTES: Final = 128 * 2**20
 HEADROOM: Final = 0.9
 """Of free memory; a node lets engines have no more either."""
 
+_NAMED: Final = 8
+"""Of the nodes that have too little, so many are told one by one."""
+
 Range = tuple[int, int]
-DType = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Need:
     size: ModelSize
     context: int
     concurrency: int = 1
+    nodes: int | None = None
+    """How many nodes somebody wants it on; else as few as have room."""
 
     def kv_bytes(self, layers: int) -> int:
         return layers * self.size.kv_bytes_per_token * self.context * self.concurrency
@@ -54,7 +59,7 @@ def split(need: Need, nodes: Sequence[Node], *, here: str) -> Plan:
         )
     n = need.size.layers
     alone = [node for node in fit if need.bytes(0, n) <= usable_bytes(node)]
-    if alone:
+    if alone and need.nodes in (None, 1):
         # `fit` has this machine's nodes first; of several the roomiest.
         best = min(alone, key=lambda node: (node.host != here, -usable_bytes(node), _order(node, here)))
         where = f"{best.name} (this machine)" if best.host == here else best.name
@@ -62,6 +67,8 @@ def split(need: Need, nodes: Sequence[Node], *, here: str) -> Plan:
     chain = _chain(need, fit, left_out)
     if chain is None:
         raise _too_large(need, fit)
+    if need.nodes not in (None, len(chain)):
+        raise _too_few(need, fit)
     ranges = _list(f"{node.name} {first}-{last - 1}" for node, (first, last) in chain)
     return _plan(need, chain, f"split by free memory: layers {ranges}", left_out)
 
@@ -102,8 +109,9 @@ def _chain(need: Need, fit: list[Node], left_out: dict[str, str]) -> list[tuple[
             left_out[node.name] = "has no room for a layer"
         else:
             roomy.append(node)
-    if len(roomy) > n:
-        keep = sorted(roomy, key=lambda node: (-usable_bytes(node), node.name, node.id))[:n]
+    most = min(n, need.nodes or n)
+    if len(roomy) > most:
+        keep = sorted(roomy, key=lambda node: (-usable_bytes(node), node.name, node.id))[:most]
         left_out.update({node.name: "is not needed" for node in roomy if node not in keep})
         roomy = [node for node in roomy if node in keep]
     if not roomy:
@@ -166,10 +174,9 @@ def _ranges(counts: Sequence[int]) -> list[Range]:
 def _plan(need: Need, chain: Sequence[tuple[Node, Range]], reason: str, left_out: dict[str, str]) -> Plan:
     if left_out:
         reason += "; left out: " + _list(f"{name} ({why})" for name, why in sorted(left_out.items()))
-    every_cpu = all(node.backend == "cpu" for node, _ in chain)
     return Plan(
         model=need.model,
-        dtype="float32" if every_cpu else "bfloat16",
+        dtype="float32",  # what `exact` computes in, on every backend
         context=need.context,
         concurrency=need.concurrency,
         replicas=(Replica(stages=tuple(_stage(need, node, range_) for node, range_ in chain)),),
@@ -190,13 +197,25 @@ def _stage(need: Need, node: Node, layers: Range) -> PlannedStage:
     return PlannedStage(layers=layers, ranks=(Rank(node=node.id, share=1.0, memory=memory),))
 
 
+def _too_few(need: Need, nodes: Sequence[Node]) -> DoesNotFit:
+    has = _list(f"{node.name} has {_gb(usable_bytes(node))}" for node in nodes[:_NAMED])
+    return DoesNotFit(
+        f"{need.model.name} cannot be put on {need.nodes} nodes: it has {need.size.layers} layers, "
+        f"and of the nodes that take work {has} free",
+        hint="Leave --nodes out, or say fewer.",
+    )
+
+
 def _too_large(need: Need, nodes: Sequence[Node]) -> DoesNotFit:
     n = need.size.layers
-    has = sum(usable_bytes(node) for node in nodes)
-    who = f"{nodes[0].name} has" if len(nodes) == 1 else f"the {len(nodes)} nodes have"
+    has = [f"{node.name} has {_gb(usable_bytes(node))}" for node in nodes[:_NAMED]]
+    more = nodes[_NAMED:]
+    if more:
+        has.append(f"{len(more)} more have {_gb(sum(map(usable_bytes, more)))}")
+    each = f"; each takes {_gb(BASE_BYTES + BUFFER_BYTES)} beside its layers" if len(nodes) > 1 else ""
     return DoesNotFit(
         f"{need.model.name} needs {_gb(need.bytes(0, n))} with a context of {need.context} tokens, "
-        f"and {who} {_gb(has)} free",
+        f"and {_list(has)} free{each}",
         hint="Start exo serve-shard on another machine, free some memory, or take a smaller model.",
     )
 

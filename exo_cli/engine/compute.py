@@ -12,13 +12,14 @@ import mlx.core as mx
 
 from exo_cli.engine import caches
 from exo_cli.engine.caches import Cost, Held, Prefixes
-from exo_cli.engine.core import Open, Sampling, Token
+from exo_cli.engine.core import Open, Token
 from exo_cli.engine.rows import together
 from exo_cli.engine.sampling import Chosen, choose_each
 from exo_cli.engine.scheduler import Row
 from exo_cli.engine.slicing import Stage
 from exo_cli.engine.tensors import from_wire, to_wire
 from exo_cli.errors import BadData
+from exo_cli.schemas.sampling import Sampling
 from exo_cli.wire.frames import TensorData
 
 
@@ -43,9 +44,12 @@ class MlxCompute:
         *,
         shares: bool,
         vocabulary: int | None = None,
+        wire: mx.Dtype | None = None,
     ) -> None:
         self.stage = stage
         self._vocabulary = vocabulary
+        self._wire = wire
+        """How payloads travel; None: as the cut computes them."""
         self.shares = shares
         self._costs = each
         self._prefixes = prefixes
@@ -57,7 +61,11 @@ class MlxCompute:
 
     def size(self, open: Open) -> int:
         self._check_tokens(open.prompt)
-        return caches.total(self._costs, open.limit)
+        return self.kv_bytes(open.limit)
+
+    def kv_bytes(self, tokens: int) -> int:
+        """What a request of so many positions needs."""
+        return caches.total(self._costs, tokens)
 
     def begin(self, open: Open) -> tuple[Request, int]:
         kept = self._prefixes.take(open.prompt)
@@ -86,7 +94,14 @@ class MlxCompute:
             assert isinstance(out, tuple)
             outs.append(sends.pack(out).reshape(-1, sends.width))
         whole = outs[0] if len(outs) == 1 else mx.concatenate(outs)
+        if self._wire is not None:
+            whole = whole.astype(self._wire)
         self._done(rows, tokens, whole)
+        if self._wire is not None and self._wire == mx.float16 and not mx.isfinite(whole).all().item():
+            raise BadData(
+                f"layer {self.stage.last - 1} gives numbers that float16 cannot hold",
+                hint="Plan with another dtype between the stages: bfloat16 or float32.",
+            )
         return to_wire(whole)
 
     def run_last(
@@ -142,8 +157,8 @@ class MlxCompute:
         self._check_tokens(tokens)
         given = None if tensor is None else from_wire(tensor)
         receives = self.stage.receives
-        if given is not None and receives is not None and given.dtype != receives.dtype:
-            raise BadData(f"a tensor of {given.dtype} at a cut that sends {receives.dtype}")
+        if given is not None and receives is not None and given.dtype != (self._wire or receives.dtype):
+            raise BadData(f"a tensor of {given.dtype} at a cut that sends {self._wire or receives.dtype}")
         single = all(row.n == 1 for _, row in rows)
         if self.shares and single and len(rows) > 1:
             payload = None if given is None else given[:, None]

@@ -5,34 +5,21 @@ happens on one thread. Arithmetic is `Compute`'s business, so this module knows 
 sockets and no clock of its own, and whole chains of cores run in one process in the tests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from exo_cli.engine.ledger import DoesNotFitNow, Ledger, StepRefused
 from exo_cli.engine.scheduler import Row, Scheduler, Step
 from exo_cli.errors import BadData, ExoError
+from exo_cli.schemas.sampling import Sampling
 from exo_cli.wire.frames import FrameData, Part, TensorData
+
+MAX_CHUNK: Final = 2048
+"""The longest part of a prompt that goes through at once: what a step needs grows with its square."""
 
 Held = TypeVar("Held")
 Finish = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the last stage chooses; temperature 0 is greedy."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    penalty_window: int = 0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int = 0
-    logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +53,19 @@ class Token:
     top: tuple[tuple[int, float], ...] = ()
 
 
+class TooLong(BadData):
+    """A request that goes on beyond what the stage was loaded for."""
+
+    code = "too-long"
+
+    def __init__(self, prompt: int, new: int, context: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt} tokens and up to {new} more are asked for, "
+            f"but the stage was loaded for {context} in all",
+            hint="Ask for fewer tokens with --max-tokens, or load the model with a larger context.",
+        )
+
+
 # -- effects: what is to be sent, and where to ------------------------------------------------------
 
 
@@ -92,6 +92,8 @@ class OpenedUp:
     request: int
     epoch: int
     prefix: int
+    chunk: int
+    """The most tokens that every stage from here on takes at once in good time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,12 @@ class StageCore(Generic[Held]):
     first: bool
     last: bool
     scheduler: Scheduler
+    context: int = 0
+    """The most positions of a request; 0: as many as there is room for."""
+    step_s: float = 0.0
+    """How long a step takes that is as long as may be, as tried when the stage was loaded."""
+    clock: Callable[[], float] | None = None
+    """What time it is after a step; without one a step takes none."""
     ledger: Ledger[_Request[Held], _Kept] = field(init=False)
     steps: int = 0
     rows: int = 0
@@ -203,11 +211,12 @@ class StageCore(Generic[Held]):
 
     def open(self, message: Open) -> list[Effect]:
         """A request comes down the chain: reserve, and ask the next stage."""
-        if not message.prompt or message.max_tokens < 1:
-            error = BadData("a request needs a prompt and room for at least one token")
-            return [RefusedUp(message.request, message.epoch, error)]
         older = self.ledger.entries.get(message.request)
         try:
+            if not message.prompt or message.max_tokens < 1:
+                raise BadData("a request needs a prompt and room for at least one token")
+            if self.context and message.limit > self.context:
+                raise TooLong(len(message.prompt), message.max_tokens, self.context)
             self.ledger.open(
                 message.request,
                 message.epoch,
@@ -217,7 +226,12 @@ class StageCore(Generic[Held]):
                 held=_Request(message, None, list(message.prompt)),  # type: ignore[arg-type]
             )
         except (BadData, DoesNotFitNow) as error:
-            return [RefusedUp(message.request, message.epoch, error)]
+            refused = RefusedUp(message.request, message.epoch, error)
+            if older is not None and message.epoch <= older.epoch:
+                return [refused]
+            # Whoever raises an epoch has given up the one before.
+            self._close(message.request, message.epoch, keep=False)
+            return [refused, Closed(message.request, message.epoch)]
         if older is not None:
             self._let_go(message.request, older.held, keep=False)
         entry = self.ledger.entries[message.request]
@@ -226,22 +240,23 @@ class StageCore(Generic[Held]):
         entry.next = min(prefix, len(message.prompt) - 1)
         if not self.last:
             return [OpenDown(message)]
-        return self._opened(message.request, message.epoch, entry.next)
+        return self._opened(message.request, message.epoch, entry.next, 0)
 
-    def opened(self, request: int, epoch: int, prefix: int) -> list[Effect]:
-        """The stages below are open; the smallest prefix counts."""
+    def opened(self, request: int, epoch: int, prefix: int, chunk: int = 0) -> list[Effect]:
+        """The stages below are open; the smallest prefix counts, and the smallest chunk."""
         entry = self.ledger.entries.get(request)
         if entry is None or entry.epoch != epoch or entry.held.started:
             return []
-        return self._opened(request, epoch, min(prefix, entry.next))
+        return self._opened(request, epoch, min(prefix, entry.next), chunk)
 
-    def _opened(self, request: int, epoch: int, prefix: int) -> list[Effect]:
+    def _opened(self, request: int, epoch: int, prefix: int, chunk: int) -> list[Effect]:
+        chunk = min(chunk or self.scheduler.chunk_tokens, self.scheduler.chunk_tokens)
         if self.first:
             entry = self.ledger.entries[request]
             self._start_at(request, prefix)
-            self.scheduler.open(request, prompt=len(entry.held.open.prompt), prefix=entry.next)
+            self.scheduler.open(request, prompt=len(entry.held.open.prompt), prefix=entry.next, chunk=chunk)
             prefix = entry.next
-        return [OpenedUp(request, epoch, prefix)]
+        return [OpenedUp(request, epoch, prefix, chunk)]
 
     def _start_at(self, request: int, position: int) -> None:
         entry = self.ledger.entries[request]
@@ -287,11 +302,21 @@ class StageCore(Generic[Held]):
             held = self.ledger.entries[row.request].held
             parts.append(Part(row.request, held.open.epoch, row.position, row.n))
             tokens += held.ids[row.position : row.position + row.n]
-        effects = self._run(FrameData(due.number, tuple(parts), tuple(tokens), None))
-        return self._take_back(effects, now_s)
+        try:
+            effects = self._run(FrameData(due.number, tuple(parts), tuple(tokens), None))
+        except BadData as error:
+            # The last stage brought a token that the model does not have: nothing was computed.
+            said: list[Effect] = []
+            for part in parts:
+                said += [RefusedUp(part.request, part.epoch, error), *self.cancel(part.request, part.epoch)]
+            return said
+        return self._take_back(effects, now_s if self.clock is None else self.clock())
 
     def frame(self, frame: FrameData, now_s: float) -> list[Effect]:
         """At a later stage: run a frame, or give the kept answer; raises StepRefused and changes nothing."""
+        longest = max((part.n for part in frame.parts), default=0)
+        if longest > (MAX_CHUNK if len(frame.parts) == 1 else 1):
+            raise StepRefused("length", f"{longest} tokens at once in a frame of {len(frame.parts)} parts")
         verdicts = {self._verdict(part) for part in frame.parts}
         if verdicts == {"repeat"}:
             kept = self.ledger.entries[frame.parts[0].request].kept
@@ -324,14 +349,14 @@ class StageCore(Generic[Held]):
             (self.ledger.entries[part.request].held.caches, Row(part.request, part.position, part.n))
             for part in frame.parts
         ]
-        self.steps += 1
-        self.rows += sum(part.n for part in frame.parts)
         if self.last:
             wanted = [self._is_wanted(part) for part in frame.parts]
             sampled = self.compute.run_last(rows, frame.tokens, frame.tensor, wanted)
             effects = self._answers(frame, sampled)
         else:
             effects = [FrameDown(replace(frame, tensor=self.compute.run(rows, frame.tokens, frame.tensor)))]
+        self.steps += 1
+        self.rows += sum(part.n for part in frame.parts)
         kept = _Kept(effects)
         for part in frame.parts:
             self.ledger.done(part.request, part.position, part.n, kept)
@@ -374,7 +399,7 @@ class StageCore(Generic[Held]):
 
     def tokens_back(self, message: TokensBack, now_s: float) -> list[Effect]:
         """At the first stage: go on with what the last one sampled."""
-        self.scheduler.through(message.step)
+        self.scheduler.through(message.step, now_s)
         effects: list[Effect] = []
         over = {request for request, _ in message.finished}
         for token in message.tokens:

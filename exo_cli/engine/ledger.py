@@ -33,7 +33,7 @@ class DoesNotFitNow(TryAgain):
     def __init__(self, needed: int, free: int) -> None:
         super().__init__(
             f"the request needs {needed} bytes of KV cache and {free} are free",
-            hint="Wait for other requests to end, ask for fewer tokens, or plan with less --concurrency.",
+            hint="Wait for other requests to end, or ask for fewer tokens: --max-tokens.",
         )
         self.needed_bytes = needed
         self.free_bytes = free

@@ -14,7 +14,7 @@ from typing import Final, cast
 
 import mlx.core as mx
 
-from exo_cli.engine.core import Sampling
+from exo_cli.schemas.sampling import Sampling
 
 COLDEST: Final = 1e-5
 """Below this temperature the likeliest token is taken: dividing by it would leave the range of float32."""

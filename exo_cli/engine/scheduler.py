@@ -13,6 +13,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from exo_cli.engine.pace import Pace
+
 LINGER_S: Final = 0.002
 
 
@@ -32,6 +34,7 @@ class Step:
     number: int
     rows: tuple[Row, ...]
     chunk: bool
+    began_s: float
 
 
 @dataclass(slots=True)
@@ -40,6 +43,8 @@ class _Request:
     """How many tokens there are to compute before the first one is sampled."""
     next: int
     """The first position that is not computed yet."""
+    chunk: int
+    """The most of its prompt that may go through at once."""
     running: bool = False
     chunks_since_step: int = 0
 
@@ -50,6 +55,7 @@ class Scheduler:
 
     stages: int
     chunk_tokens: int
+    """The longest chunk that this stage takes in good time, as far as was tried."""
     linger_s: float = LINGER_S
     _requests: dict[int, _Request] = field(default_factory=dict)
     _prompts: deque[int] = field(default_factory=deque)
@@ -57,14 +63,22 @@ class Scheduler:
     """Running requests whose next token is known, and since when; in order of arrival."""
     _under_way: dict[int, Step] = field(default_factory=dict)
     _number: int = 0
+    _pace: Pace = field(init=False)
 
-    def open(self, request: int, *, prompt: int, prefix: int) -> None:
-        """A request with `prompt` tokens of which `prefix` need not be computed again."""
+    def __post_init__(self) -> None:
+        self._pace = Pace(self.chunk_tokens)
+
+    def open(self, request: int, *, prompt: int, prefix: int, chunk: int = 0) -> None:
+        """A request with `prompt` tokens of which `prefix` need not be computed again.
+
+        `chunk`: the most that the stages after this one take at once in good time; 0 if nobody said.
+        """
         if request in self._requests:
             raise ValueError(f"request {request} is open already")
         if not 0 <= prefix < prompt:
             raise ValueError("at least the prompt's last token has to be computed")
-        self._requests[request] = _Request(prompt=prompt, next=prefix)
+        at_once = min(chunk or self.chunk_tokens, self.chunk_tokens)
+        self._requests[request] = _Request(prompt=prompt, next=prefix, chunk=at_once)
         self._prompts.append(request)
 
     def token(self, request: int, position: int, now_s: float) -> bool:
@@ -76,9 +90,11 @@ class Scheduler:
         self._ready[request] = now_s
         return True
 
-    def through(self, step: int) -> None:
+    def through(self, number: int, now_s: float) -> None:
         """A step has left the chain's last stage."""
-        self._under_way.pop(step, None)
+        step = self._under_way.pop(number, None)
+        if step is not None and step.chunk:
+            self._pace.took(step.rows[0].n, now_s - step.began_s)
 
     def close(self, request: int) -> None:
         """Finished or cancelled: it takes part in no further step."""
@@ -99,16 +115,16 @@ class Scheduler:
             return None
         running = [known for known in self._requests.values() if known.running]
         if self._prompts and all(known.chunks_since_step == 0 for known in running):
-            return self._chunk(running)
+            return self._chunk(running, now_s)
         oldest_s = next(iter(self._ready.values()), None)
         if oldest_s is None:
             return None
         group = -(-len(running) // self.stages)
         if len(self._ready) >= group or now_s >= oldest_s + self.linger_s:
-            return self._decode(group)
+            return self._decode(group, now_s)
         return oldest_s + self.linger_s
 
-    def _decode(self, group: int) -> Step:
+    def _decode(self, group: int, now_s: float) -> Step:
         rows = []
         for request in list(self._ready)[:group]:
             del self._ready[request]
@@ -116,12 +132,12 @@ class Scheduler:
             known.chunks_since_step = 0
             rows.append(Row(request, known.next, 1))
             known.next += 1
-        return self._begin(tuple(rows), chunk=False)
+        return self._begin(tuple(rows), now_s, chunk=False)
 
-    def _chunk(self, running: list[_Request]) -> Step:
+    def _chunk(self, running: list[_Request], now_s: float) -> Step:
         request = self._prompts[0]
         known = self._requests[request]
-        n = min(self.chunk_tokens, known.prompt - known.next)
+        n = min(known.chunk, self._pace.tokens, known.prompt - known.next)
         row = Row(request, known.next, n)
         known.next += n
         if known.next == known.prompt:
@@ -131,11 +147,11 @@ class Scheduler:
             self._prompts.rotate(-1)
         for other in running:
             other.chunks_since_step += 1
-        return self._begin((row,), chunk=True)
+        return self._begin((row,), now_s, chunk=True)
 
-    def _begin(self, rows: tuple[Row, ...], *, chunk: bool) -> Step:
+    def _begin(self, rows: tuple[Row, ...], now_s: float, *, chunk: bool) -> Step:
         self._number += 1
-        step = self._under_way[self._number] = Step(self._number, rows, chunk)
+        step = self._under_way[self._number] = Step(self._number, rows, chunk, now_s)
         return step
 
     @property

@@ -14,21 +14,21 @@ import psutil
 from exo_cli.engine import caches
 from exo_cli.engine.caches import Prefixes
 from exo_cli.engine.compute import MlxCompute, Request
-from exo_cli.engine.core import StageCore
+from exo_cli.engine.core import MAX_CHUNK, StageCore
 from exo_cli.engine.loading import Loaded, Skeleton, load_stage, look
+from exo_cli.engine.pace import TARGET_S
 from exo_cli.engine.rows import attend_by_row
 from exo_cli.engine.scheduler import Row, Scheduler
-from exo_cli.engine.tensors import to_wire
+from exo_cli.engine.tensors import WIRE_DTYPES, to_wire
 from exo_cli.errors import BadData, DoesNotFit, NotFound
 from exo_cli.models.directory import ModelDirectory
 
-STEP_TARGET_S: Final = 0.35
-"""A chunk is as long as fits into this; the bound on a step is 0.5 s."""
 TRIAL_TOKENS: Final = 8
-MIN_CHUNK, MAX_CHUNK = 4, 2048
 KEPT_SHARE: Final = 0.25
 """Of the KV budget, what caches of ended turns may take."""
-MLX_CACHE_BYTES: Final = 64 << 20
+CPU_CACHE_BYTES: Final = 8 << 20
+GPU_CACHE_BYTES: Final = 64 << 20
+"""What MLX may keep of freed memory; on a CPU the system gives it again as quickly."""
 
 Report = Callable[[str, int, int], None]
 
@@ -39,18 +39,28 @@ def load(
     layers: tuple[int, int],
     layers_in_model: int,
     memory_bytes: int,
+    wire_dtype: str = "",
+    context: int = 0,
+    concurrency: int = 0,
+    alone: bool = False,
     progress: Report,
     covers: Callable[[str, int, int], bool] = lambda file, start, end: True,
 ) -> tuple[StageCore[Any], dict[str, Any]]:
-    """The core, and what the engine says when it is ready."""
-    before = _resident()
-    mx.set_cache_limit(MLX_CACHE_BYTES)
+    """The core, and what the engine says when it is ready.
+
+    `context` and `concurrency` are a promise: there is room for so many requests of that length, or the
+    load is refused. More requests are let in where there is room; a longer one never is. `alone`: the
+    process is this stage's, so that all it takes counts as its base.
+    """
+    before = 0 if alone else _resident()
+    on_cpu = mx.default_device().type == mx.cpu
+    mx.set_cache_limit(CPU_CACHE_BYTES if on_cpu else GPU_CACHE_BYTES)
     directory = ModelDirectory.open(Path(model_dir))
     # What a compiled function is made from cannot be seen, so the model is looked at uncompiled. On a
     # CPU it stays so: MLX would start a C++ compiler, and what is computed is the same.
     mx.disable_compile()
     skeleton = look(directory)
-    if mx.default_device().type != mx.cpu:
+    if not on_cpu:
         mx.enable_compile()
     _check_layers(skeleton, layers, layers_in_model)
     tensors = skeleton.tensors(*layers)
@@ -63,12 +73,16 @@ def load(
         raise _no_room(needed, memory_bytes)
     loaded = load_stage(skeleton, *layers, progress=lambda done, total: progress("read", done, total))
     progress("warm-up", 0, 1)
-    compute, chunk = warm(loaded, _vocabulary(directory.config))
+    compute, chunk, step_s = warm(loaded, _vocabulary(directory.config), wire_dtype)
+    mx.clear_cache()
     base = max(0, _resident() - before - loaded.weights_bytes)
     kv_bytes = memory_bytes - loaded.weights_bytes - base
     if kv_bytes <= 0:
         raise _no_room(loaded.weights_bytes + base, memory_bytes)
-    kept = int(kv_bytes * KEPT_SHARE)
+    promised = max(1, concurrency) * compute.kv_bytes(context) if context else 0
+    if promised > kv_bytes:
+        raise _no_kv(context, max(1, concurrency), promised, kv_bytes, memory_bytes)
+    kept = min(int(kv_bytes * KEPT_SHARE), kv_bytes - promised)
     compute.set_prefixes(Prefixes(kept))
     progress("warm-up", 1, 1)
     core: StageCore[Any] = StageCore(
@@ -78,6 +92,9 @@ def load(
         last=layers[1] == layers_in_model,
         # How many stages the chain has is known with its first request.
         scheduler=Scheduler(stages=1, chunk_tokens=chunk),
+        context=context,
+        step_s=step_s,
+        clock=time.monotonic,
     )
     return core, {
         "weights_bytes": loaded.weights_bytes,
@@ -116,8 +133,24 @@ def _no_room(needed: int, free: int) -> DoesNotFit:
     return error
 
 
-def warm(loaded: Loaded, vocabulary: int | None = None) -> tuple[MlxCompute, int]:
-    """Run what will be run: a chunk, a token, two requests together. Returns the chunk that fits the time."""
+def _no_kv(context: int, concurrency: int, promised: int, free: int, memory: int) -> DoesNotFit:
+    requests = "a request" if concurrency == 1 else f"{concurrency} requests"
+    error = DoesNotFit(
+        f"{requests} of {context} tokens need {promised} bytes of KV cache on this stage, and of the "
+        f"{memory} bytes that it may use {free} are left for it",
+        hint="Plan with a smaller context or concurrency, give this node fewer layers, or more --memory.",
+    )
+    error.needed_bytes, error.free_bytes = memory - free + promised, memory  # type: ignore[attr-defined]
+    return error
+
+
+def warm(
+    loaded: Loaded, vocabulary: int | None = None, wire_dtype: str = ""
+) -> tuple[MlxCompute, int, float]:
+    """Run what will be run: a chunk, a token, two requests together.
+
+    Returns the chunk that fits the time as well, and how long a step with it takes.
+    """
     stage = loaded.stage
     for part in stage.model.modules():
         attend_by_row(type(part).__module__)
@@ -128,10 +161,12 @@ def warm(loaded: Loaded, vocabulary: int | None = None) -> tuple[MlxCompute, int
     began_s = time.monotonic()
     _run(trial, [(first, Row(1, TRIAL_TOKENS, TRIAL_TOKENS))])
     a_token_s = (time.monotonic() - began_s) / TRIAL_TOKENS
-    chunk = max(MIN_CHUNK, min(MAX_CHUNK, int(STEP_TARGET_S / max(a_token_s, 1e-9))))
+    chunk = max(1, min(MAX_CHUNK, int(TARGET_S / max(a_token_s, 1e-9))))
     each = caches.costs(first.caches)
     shares = _shares(trial)
-    return MlxCompute(stage, each, Prefixes(0), shares=shares, vocabulary=vocabulary), chunk
+    wire = WIRE_DTYPES[wire_dtype] if wire_dtype else None
+    made = MlxCompute(stage, each, Prefixes(0), shares=shares, vocabulary=vocabulary, wire=wire)
+    return made, chunk, chunk * a_token_s
 
 
 def _shares(trial: MlxCompute) -> bool:

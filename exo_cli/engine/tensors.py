@@ -8,7 +8,7 @@ import numpy as np
 from exo_cli.errors import BadData
 from exo_cli.wire.frames import DType, TensorData
 
-_TO_MLX: Final[dict[str, mx.Dtype]] = {
+WIRE_DTYPES: Final[dict[str, mx.Dtype]] = {
     "float32": mx.float32,
     "bfloat16": mx.bfloat16,
     "float16": mx.float16,
@@ -34,4 +34,4 @@ def from_wire(tensor: TensorData) -> mx.array:
     """An array of its own: the message's bytes are not kept."""
     kind = np.float32 if tensor.dtype == "float32" else np.uint16
     array = mx.array(np.frombuffer(tensor.data, kind).reshape(tensor.shape))
-    return array if tensor.dtype == "float32" else array.view(_TO_MLX[tensor.dtype])
+    return array if tensor.dtype == "float32" else array.view(WIRE_DTYPES[tensor.dtype])

@@ -7,7 +7,6 @@ them. Reads the hub's cache by its published layout, without its library. No net
 """
 
 import os
-import re
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
@@ -18,19 +17,15 @@ from typing import Final
 import msgspec
 
 from exo_cli import atomic
-from exo_cli.errors import ExoError, NotFound
+from exo_cli.errors import ExoError
 from exo_cli.fetch.held import Held, held_directory, held_partial
 from exo_cli.fetch.names import CONFIG, INDEX, is_digest, is_weights
 from exo_cli.fetch.partial import Partial
+from exo_cli.fetch.seek import FOLDER, seek
 from exo_cli.models.directory import ModelDirectory
-from exo_cli.models.safetensors import shown
 
 _SCHEMA: Final = "exo.models/1"
 _MAX_INDEX_BYTES: Final = 64 * 1024 * 1024
-_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
-_REVISION: Final = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-_FOLDER: Final = "models--"
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -121,48 +116,12 @@ class Stores:
             self._save({**index, str(path): _known(directory, stamp)})
         return directory
 
-    def resolve(self, name: str, *, revision: str = "main") -> Path:
-        """The directory of a model as a person names it: a path, or a repository in the hub's cache."""
-        if not name or "\0" in name:
-            raise NotFound(f"{shown(name)} names no model; nothing was looked at")
-        path = Path(os.path.abspath(os.path.expanduser(name)))
-        spelled = name.startswith(("/", "./", "../", "~")) or name in (".", "..")
-        # Unlike Path's, these say no of what may not be looked at or is no name for a file.
-        if os.path.exists(path / CONFIG):
-            return path
-        tried = [f"{path} ({_what(path)})"]
-        if not spelled and _is_repository(name):
-            found, place = self._snapshot(name, revision)
-            if found is not None:
-                return found
-            tried.append(place)
-        raise NotFound(
-            f"there is no model {shown(name)} on this machine; looked at {', '.join(tried)}",
-            hint=None
-            if spelled
-            else "Name a directory with config.json, or a repository of the hub: org/name.",
-        )
-
-    def _snapshot(self, repository: str, revision: str) -> tuple[Path | None, str]:
-        """The snapshot that a revision of a repository stands for, or what is there instead."""
-        folder = self.hub / (_FOLDER + repository.replace("/", "--"))
-        if not os.path.isdir(folder):
-            return None, f"{folder} ({_what(folder)})"
-        if not _is_revision(revision):
-            return None, f"{folder} ({shown(revision)} is no revision)"
-        commit = revision
-        if _COMMIT.fullmatch(revision) is None:
-            reference = folder / "refs" / revision
-            try:
-                commit = reference.read_bytes()[:100].decode().strip()
-            except (OSError, UnicodeDecodeError):
-                return None, f"{reference} ({_what(reference)})"
-            if _COMMIT.fullmatch(commit) is None:
-                return None, f"{reference} (it names no commit)"
-        snapshot = folder / "snapshots" / commit
-        if not os.path.exists(snapshot / CONFIG):
-            return None, f"{snapshot} (no config.json is there)"
-        return snapshot, ""
+    def resolve(self, name: str) -> Path:
+        """The directory of a model as a person names it. Raises NotFound with the places looked at."""
+        sought = seek(name, self.hub)
+        if sought.path is None:
+            raise sought.missing()
+        return sought.path
 
     def _examined(self, digest: str | None) -> Generator[tuple[_Place, Known], None, None]:
         """Every place with its entry; the ones that the index gives this digest first, unread ones last."""
@@ -190,9 +149,9 @@ class Stores:
 
     def _snapshots(self) -> Iterator[_Place]:
         for folder in _children(self.hub):
-            if not folder.name.startswith(_FOLDER):
+            if not folder.name.startswith(FOLDER):
                 continue
-            name = folder.name.removeprefix(_FOLDER).replace("--", "/")
+            name = folder.name.removeprefix(FOLDER).replace("--", "/")
             for snapshot in _children(folder / "snapshots"):
                 if os.path.isdir(snapshot):
                     yield _Place(snapshot, name, snapshot.name, folder / "blobs")
@@ -276,18 +235,3 @@ def _children(path: Path) -> list[Path]:
         return sorted(path.iterdir())
     except OSError:
         return []
-
-
-def _what(path: Path) -> str:
-    """What is wrong with a place, in a few words."""
-    if os.path.isdir(path):
-        return "no config.json is there"
-    return "it is a file, not a directory" if os.path.exists(path) else "it is not there"
-
-
-def _is_repository(name: str) -> bool:
-    return _REPOSITORY.fullmatch(name) is not None and "--" not in name and ".." not in name
-
-
-def _is_revision(revision: str) -> bool:
-    return _REVISION.fullmatch(revision) is not None and not {".", ".."} & set(revision.split("/"))

@@ -4,7 +4,8 @@ sha256 over a version line, the sha256 of config.json as it stands, and the sha2
 safetensors header (the eight length bytes and the JSON), sorted. So the files' names, their order and
 where they lie do not matter; a byte of config.json, a tensor's name, dtype, shape or place in its
 file, and how tensors are spread over files do. The weights' own bytes are not read: two fine-tunes
-with equal config.json and equal headers have the same digest. Knows nothing of directories.
+with equal config.json and equal headers have the same digest, and a bit that flipped in a weight does
+not show; that is for the checksums with which files are fetched. Knows nothing of directories.
 """
 
 import hashlib

@@ -24,7 +24,10 @@ class RunningStage(Record, frozen=True, kw_only=True):
     step_ms_p50: float
     step_ms_p99: float
     idle_s: float
-    keep_alive_s: float
+    keep_alive_s: float | None
+    """For how long it stays without use; null: until it is unloaded."""
+    failure: str | None = None
+    """Why its engine ended, if it did."""
 
 
 class NodeMemory(Record, frozen=True, kw_only=True):

@@ -11,13 +11,15 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import msgspec
 
 from exo_cli.errors import ExoError, Internal
-from exo_cli.shard.messages import Beat, Failed, Line, Progress, Ready, Start
+from exo_cli.shard.cores import pin
+from exo_cli.shard.messages import LEAVE, Beat, Failed, Line, Progress, Ready, Start
 
 LINE_LIMIT: Final = 1 << 20
 STDERR_LINES: Final = 40
@@ -36,11 +38,28 @@ class EngineFailed(Internal):
     code = "engine-failed"
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the system gives an engine process."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Beside what the parent has."""
+    cores: frozenset[int] = frozenset()
+    """None: any."""
+
+
 class Engine:
     """A running engine process."""
 
-    def __init__(self, start: Start, *, on_end: Callable[["Engine"], None] = lambda engine: None) -> None:
+    def __init__(
+        self,
+        start: Start,
+        *,
+        surroundings: Surroundings | None = None,
+        on_end: Callable[["Engine"], None] = lambda engine: None,
+    ) -> None:
         self.start_line = start
+        self._surroundings = surroundings or Surroundings()
         self.state: State = "loading"
         self.failure: ExoError | None = None
         self.progress: asyncio.Queue[Progress | None] = asyncio.Queue()
@@ -66,7 +85,21 @@ class Engine:
         """What it ended with; negative: the signal that ended it."""
         return None if self._process is None else self._process.returncode
 
-    async def start(self, environment: dict[str, str] | None = None) -> None:
+    @property
+    def working(self) -> bool:
+        """Whether requests run in it, as far as is known once it was told to leave."""
+        if self.state != "ready" or self.ended.is_set():
+            return False
+        # What it said before it was told may have been followed by a request.
+        return self.beat is None or not self.beat.leaving or self.beat.requests > 0
+
+    def leave(self) -> None:
+        """Take no new request; those that run go on."""
+        if self.state == "ready" and self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(LEAVE)
+
+    async def start(self) -> None:
         """Start the process and hand it its first line; returns at once."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -76,8 +109,10 @@ class Engine:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=LINE_LIMIT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **self._surroundings.environment},
         )
+        # Before its first line: until then it computes nothing and has started no thread to do so.
+        pin(self._process.pid, self._surroundings.cores)
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(self.start_line) + b"\n")
         await self._process.stdin.drain()

@@ -3,16 +3,21 @@
 The parent's alone: no engine knows of the others. Knows nothing of gRPC or of where weights come from.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from exo_cli.errors import TryAgain
 from exo_cli.schemas.topology import LoadedStage
-from exo_cli.shard.engine import Engine
+from exo_cli.shard.engine import Engine, Surroundings
 from exo_cli.shard.messages import Progress, Ready, Start
 
 DEFAULT_KEEP_ALIVE_S = 600.0
+FIRST_REQUEST_S = 600.0
+"""Whoever asked for a stage has so long for the first request, whatever its lease says: the other stages
+may take their time."""
+LOOK_S = 0.05
 
 
 class NodeFull(TryAgain):
@@ -29,6 +34,19 @@ class NodeFull(TryAgain):
         self.needed_bytes, self.free_bytes, self.holders = needed, free, holders
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A stage, and what it has to do."""
+
+    digest: str
+    layers: tuple[int, int]
+    layers_in_model: int
+    memory_bytes: int
+    wire_dtype: str
+    context: int
+    concurrency: int
+
+
 @dataclass(slots=True)
 class Lease:
     """A stage that this node holds, and for how long without use."""
@@ -38,7 +56,17 @@ class Lease:
     engine: Engine
     keep_alive_s: float
     memory_bytes: int
-    loaded_s: float = field(default_factory=time.monotonic)
+    pinned: bool = False
+    """A plan gave it to this node: nobody else's load makes it go."""
+    let_go: bool = False
+    """Somebody said that it shall go."""
+    _asked_s: float = field(default_factory=time.monotonic)
+    _asked_steps: int = 0
+
+    def asked(self) -> None:
+        """Somebody is about to use it."""
+        self._asked_s = time.monotonic()
+        self._asked_steps = self.engine.beat.steps if self.engine.beat else 0
 
     @property
     def stage_id(self) -> str:
@@ -51,6 +79,32 @@ class Lease:
         if self.engine.state != "ready" or beat is None or beat.requests:
             return 0.0
         return beat.idle_ms / 1000
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody used it for longer than it says."""
+        idle_s, beat = self.idle_s, self.engine.beat
+        if beat is not None and beat.steps == self._asked_steps:
+            return idle_s > self.keep_alive_s and time.monotonic() - self._asked_s > FIRST_REQUEST_S
+        return idle_s > self.keep_alive_s
+
+    def is_slice(self, wanted: Wanted) -> bool:
+        """Whether it is ready and has those weights, whatever it was made for."""
+        line = self.engine.start_line
+        same = (self.digest, (line.first_layer, line.last_layer), line.layers_in_model)
+        return self.engine.state == "ready" and same == (wanted.digest, wanted.layers, wanted.layers_in_model)
+
+    def serves(self, wanted: Wanted) -> bool:
+        """Whether it does for that; one that a plan made is as large as it shall be."""
+        line = self.engine.start_line
+        if not self.is_slice(wanted) or line.wire_dtype != wanted.wire_dtype:
+            return False
+        if self.pinned:
+            return True
+        # No context: one request may take all that there is.
+        long = not line.context or 0 < wanted.context <= line.context
+        many = max(1, line.concurrency) * line.context >= max(1, wanted.concurrency) * wanted.context
+        return long and ((many and line.context > 0) or self.memory_bytes >= wanted.memory_bytes)
 
     @property
     def name(self) -> str:
@@ -75,6 +129,8 @@ class Engines:
         self._limit_bytes = limit_bytes
         self._capacity_bytes = 0
         self._leases: dict[str, Lease] = {}
+        self.surroundings: Callable[[], Surroundings] = Surroundings
+        """Those of the engine that is started next."""
         self.on_change: Callable[[], None] = lambda: None
 
     @property
@@ -108,17 +164,18 @@ class Engines:
         for lease in [each for each in self.leases if each.engine.state == "failed"]:
             await self.unload(lease)
         while self.free_bytes < needed:
-            idle = sorted((each for each in self.leases if each.idle_s > 0), key=lambda each: -each.idle_s)
+            idle = [each for each in self.leases if each.idle_s > 0 and not each.pinned]
+            idle.sort(key=lambda each: -each.idle_s)
             if not evict or not idle:
                 raise NodeFull(needed, self.free_bytes, [lease.name for lease in self.leases])
             await self.unload(idle[0])
 
     async def load(
-        self, start: Start, *, model: str, digest: str, keep_alive_s: float
+        self, start: Start, *, model: str, digest: str, keep_alive_s: float, pinned: bool = False
     ) -> AsyncGenerator[Progress | Ready, None]:
         """Start an engine; its progress, then its figures. What fails leaves nothing behind."""
-        engine = Engine(start, on_end=self._ended)
-        lease = Lease(model, digest, engine, keep_alive_s, start.memory_bytes)
+        engine = Engine(start, surroundings=self.surroundings(), on_end=self._ended)
+        lease = Lease(model, digest, engine, keep_alive_s, start.memory_bytes, pinned)
         self._leases[start.stage_id] = lease
         self.on_change()
         try:
@@ -126,6 +183,7 @@ class Engines:
             while (line := await engine.progress.get()) is not None:
                 yield line
             yield await engine.wait_ready()
+            lease.asked()
         except BaseException:
             await self.unload(lease)
             raise
@@ -143,8 +201,19 @@ class Engines:
     async def expire(self) -> None:
         """Let go of what nobody used for longer than its lease says."""
         for lease in self.leases:
-            if lease.idle_s > lease.keep_alive_s:
+            if lease.is_over:
                 await self.unload(lease)
+
+    async def drain(self, within_s: float) -> int:
+        """Let no new request in and wait for those that run; how many still run after so long."""
+        for lease in self.leases:
+            lease.engine.leave()
+        end_s = time.monotonic() + within_s
+        while True:
+            working = [lease.engine for lease in self.leases if lease.engine.working]
+            if not working or time.monotonic() > end_s:
+                return sum(engine.beat.requests if engine.beat else 0 for engine in working)
+            await asyncio.sleep(LOOK_S)
 
     async def close(self) -> None:
         for lease in self.leases:

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Final, Protocol, cast
 
 import grpc
 import grpc.aio
@@ -17,17 +17,29 @@ from exo_cli.engine import core
 from exo_cli.engine.core import Effect
 from exo_cli.errors import BadData, ExoError, NotFound, TryAgain
 from exo_cli.shard import translate
+from exo_cli.shard.outbox import Outbox
 from exo_cli.trust.authority import Leaf
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire import exo_pb2_grpc as glue
 from exo_cli.wire import frames
 from exo_cli.wire.channels import leaf_channel
-from exo_cli.wire.frames import FrameReader
+from exo_cli.wire.frames import FrameReader, FrameRefused
 from exo_cli.wire.hello import check_hello, hello
 from exo_cli.wire.status import abort
 
-OUTBOX = 4096
-"""Messages that may wait for one slow reader; a driver that lets more wait is cut off."""
+OUTBOX_BYTES: Final = 4 << 20
+"""What may wait for one slow reader, a driver or the stage before; more, and it is cut off."""
+LINK_BYTES: Final = 2 * frames.MAX_FRAME_BYTES
+"""What may wait for a stage that does not read: the largest frame, and some."""
+BACKLOG: Final = 256
+"""Messages that may wait for the engine; then streams are read no further, and who sends has to wait."""
+BACKLOG_LOOK_S: Final = 0.002
+
+
+class Timer(Protocol):
+    """Something that will be done unless it is called off."""
+
+    def cancel(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -36,16 +48,15 @@ class _Flow:
 
     role: int
     driver: bytes
-    out: "asyncio.Queue[pb.Up | None]" = field(default_factory=lambda: asyncio.Queue(OUTBOX))
+    cut_off: Callable[["_Flow"], None]
+    """Called once, when too much waits for it."""
+    out: Outbox[pb.Up] = field(default_factory=lambda: Outbox(OUTBOX_BYTES))
 
     def send(self, message: pb.Up) -> None:
-        try:
-            self.out.put_nowait(message)
-        except asyncio.QueueFull:
-            # It does not read: nobody else waits for it.
-            while not self.out.empty():
-                self.out.get_nowait()
-            self.out.put_nowait(None)
+        before = self.out.overflowed
+        self.out.put(message)
+        if self.out.overflowed and not before:
+            self.cut_off(self)
 
 
 @dataclass(slots=True)
@@ -53,7 +64,7 @@ class _Link:
     """A stream we opened: to the next stage, or from the last stage to the first."""
 
     hop: pb.Hop
-    queue: "asyncio.Queue[pb.Down]" = field(default_factory=asyncio.Queue)
+    out: Outbox[pb.Down] = field(default_factory=lambda: Outbox(LINK_BYTES))
     task: "asyncio.Task[None] | None" = None
 
 
@@ -76,6 +87,13 @@ class _Known:
     epoch: int
     driver: bytes
     open: pb.Open
+    flow: _Flow
+    """The one that its Open came by: answers go up there, and with it the request ends."""
+    deadline: "Timer | None" = None
+
+    def forget_deadline(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
 
 
 class StageFlows:
@@ -86,15 +104,28 @@ class StageFlows:
         facts: StageFacts,
         leaves: Sequence[Leaf],
         call: Callable[[Callable[[core.StageCore[Any]], list[Effect]]], None],
+        backlog: Callable[[], int] = lambda: 0,
+        later: "Callable[[float, Callable[[], None]], Timer] | None" = None,
     ) -> None:
         self._facts = facts
         self._leaves = leaves
         self._call = call
+        self._backlog = backlog
+        self._later = later or (lambda s, then: asyncio.get_running_loop().call_later(s, then))
         self._flows: dict[bytes, list[_Flow]] = {}
-        self._previous: _Flow | None = None
         self._links: dict[str, _Link] = {}
         self._known: dict[int, _Known] = {}
         self._chain: tuple[tuple[str, str], ...] = ()
+        self.leaving = False
+
+    @property
+    def requests(self) -> int:
+        """Those that were taken and are not over, whether the engine knows of them yet or not."""
+        return len(self._known)
+
+    def leave(self) -> None:
+        """Take no new request from now on; those that are here go on."""
+        self.leaving = True
 
     # -- in --------------------------------------------------------------------------------------
 
@@ -108,9 +139,10 @@ class StageFlows:
             check_hello(start.hello, "the caller")
             if start.stage_id != self._facts.stage_id:
                 raise NotFound(f"stage {start.stage_id} is not loaded here")
+            self._check_role(start.role)
         except ExoError as error:
             await abort(context, error)
-        flow = _Flow(start.role, bytes(start.driver))
+        flow = _Flow(start.role, bytes(start.driver), self._cut_off)
         mine = hello(self._facts.node_id, self._facts.boot)
         yield pb.Up(ready=pb.FlowReady(hello=mine, stage_id=self._facts.stage_id))
         self._join(flow)
@@ -118,7 +150,7 @@ class StageFlows:
         try:
             while (message := await flow.out.get()) is not None:
                 yield message
-            if not reader.done():
+            if flow.out.overflowed:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the reader of this flow is too slow")
             reader.result()
         except ExoError as error:
@@ -127,11 +159,27 @@ class StageFlows:
             reader.cancel()
             self._leave(flow)
 
+    def _check_role(self, role: int) -> None:
+        """A first stage has none before it, and no other stage is brought tokens."""
+        first = self._facts.first
+        known = (pb.FlowStart.DRIVER, pb.FlowStart.LAST if first else pb.FlowStart.PREVIOUS)
+        if role not in known:
+            where = "the first stage" if first else "a stage that is not the first"
+            raise BadData(f"a flow of role {role} is none for {where}")
+
+    def _check_kind(self, flow: _Flow, kind: str | None) -> None:
+        """Who may say what here."""
+        allowed: dict[int, tuple[str, ...]] = {
+            pb.FlowStart.DRIVER: ("open", "cancel") if self._facts.first else (),
+            pb.FlowStart.PREVIOUS: ("open", "frame", "cancel"),
+            pb.FlowStart.LAST: ("tokens",),
+        }
+        if kind not in allowed[flow.role]:
+            raise BadData(f"a message of kind {kind} does not belong on this flow")
+
     def _join(self, flow: _Flow) -> None:
         if flow.role == pb.FlowStart.DRIVER:
             self._flows.setdefault(flow.driver, []).append(flow)
-        elif flow.role == pb.FlowStart.PREVIOUS:
-            self._previous = flow
 
     def _leave(self, flow: _Flow) -> None:
         if flow.role == pb.FlowStart.DRIVER:
@@ -140,12 +188,18 @@ class StageFlows:
                 here.remove(flow)
             if not here:
                 self._flows.pop(flow.driver, None)
-                # Elsewhere the cancel comes down the chain, behind the frames that are on their way.
-                if self._facts.first:
-                    self._cancel_all(lambda known: known.driver == flow.driver)
-        elif flow is self._previous:
-            self._previous = None
-            self._cancel_all(lambda known: True)
+        # Of a driver that goes the later stages hear down the chain, behind the frames on their way.
+        self._cancel_all(lambda known: known.flow is flow)
+
+    def _cut_off(self, flow: _Flow) -> None:
+        """It does not read, and its stream may hang for long: what it wanted ends now, elsewhere too."""
+        if flow.role == pb.FlowStart.DRIVER:
+            for request, known in list(self._known.items()):
+                if known.driver == flow.driver:
+                    text = "its driver does not read the tokens"
+                    ended = pb.Finished(request=request, epoch=known.epoch, reason="lost", message=text)
+                    self._end_early(known, ended)
+        self._leave(flow)
 
     def _cancel_all(self, which: Callable[[_Known], bool]) -> None:
         """Whoever wanted these requests is gone."""
@@ -160,53 +214,100 @@ class StageFlows:
         try:
             async for message in messages:
                 self._take(flow, message, reader)
+                if flow.out.overflowed:
+                    return
+                while self._backlog() > BACKLOG:  # noqa: ASYNC110 - another thread takes from it
+                    await asyncio.sleep(BACKLOG_LOOK_S)
         finally:
-            await flow.out.put(None)
+            flow.out.close()
 
     def _take(self, flow: _Flow, message: pb.Down, reader: FrameReader) -> None:
         kind = message.WhichOneof("kind")
+        self._check_kind(flow, kind)
         if kind == "open":
             self._open(flow, message.open)
         elif kind == "frame":
-            frame = reader.feed(message.frame)
-            if frame is not None:
-                self._call(lambda stage: _checked(stage, frame))
+            self._frame(flow, message.frame, reader)
         elif kind == "tokens":
             back = translate.tokens_back(message.tokens)
             self._call(lambda stage: stage.tokens_back(back, _now()))
         elif kind == "cancel":
             self._cancel(message.cancel.request, message.cancel.epoch)
 
+    def _frame(self, flow: _Flow, message: pb.Frame, reader: FrameReader) -> None:
+        try:
+            frame = reader.feed(message)
+        except FrameRefused as error:
+            if not message.parts:
+                raise
+            self._refuse_parts(flow, message.parts[: frames.MAX_PARTS], error)
+            return
+        if frame is None:
+            return
+        unknown = next((part.request for part in frame.parts if part.request not in self._known), None)
+        if unknown is not None:
+            self._refuse_parts(flow, frame.parts, BadData(f"request {unknown} is not open here"))
+            return
+        self._call(lambda stage: _checked(stage, frame))
+
+    def _refuse_parts(self, flow: _Flow, parts: Sequence[pb.Part | frames.Part], error: BadData) -> None:
+        """The requests that a frame names are told; its stream and all others go on."""
+        for part in parts:
+            refused = translate.refused(part.request, part.epoch, error, self._facts.node_name)
+            flow.send(pb.Up(refused=refused))
+
     def _open(self, flow: _Flow, message: pb.Open) -> None:
-        facts = self._facts
         chain = tuple((hop.endpoint, hop.stage_id) for hop in message.route)
         # By stage: two drivers may know one chain by different addresses.
-        stages = [stage_id for _, stage_id in chain]
-        other = stages != [stage_id for _, stage_id in self._chain]
-        busy = bool(self._known) and other
-        wrong = not (
-            0 <= message.hop < len(chain)
-            and chain[message.hop][1] == facts.stage_id
-            and (message.hop == 0) == facts.first
-            and (message.hop == len(chain) - 1) == facts.last
-        )
-        if wrong or busy or len(message.prompt) > translate.MAX_PROMPT:
-            error: ExoError = TryAgain("this stage works in another chain now; try again when that is done")
-            if not busy:
-                error = NotFound("the route does not lead through this stage as it is loaded")
-            flow.send(
-                pb.Up(refused=translate.refused(message.request, message.epoch, error, facts.node_name))
-            )
+        other = [stage_id for _, stage_id in chain] != [stage_id for _, stage_id in self._chain]
+        error = self._objection(message, chain, other)
+        if error is not None:
+            said = translate.refused(message.request, message.epoch, error, self._facts.node_name)
+            flow.send(pb.Up(refused=said))
             return
         if other:
             self._call(lambda stage: _in_chain_of(stage, len(chain)))
         if not self._known:
             self._chain = chain
-        known = self._known.get(message.request)
-        if known is None or known.epoch < message.epoch:
-            self._known[message.request] = _Known(message.epoch, bytes(message.driver), message)
+        self._remember(flow, message)
         opened = translate.open_of(message)
         self._call(lambda stage: stage.open(opened))
+
+    def _objection(self, message: pb.Open, chain: Sequence[tuple[str, str]], other: bool) -> ExoError | None:
+        """Why this stage does not take a request; what it costs is the core's to say."""
+        facts, hop = self._facts, message.hop
+        if self._known and other:
+            return TryAgain("this stage works in another chain now; try again when that is done")
+        if not (
+            0 <= hop < len(chain)
+            and chain[hop][1] == facts.stage_id
+            and (hop == 0) == facts.first
+            and (hop == len(chain) - 1) == facts.last
+        ):
+            return NotFound("the route does not lead through this stage as it is loaded")
+        known = self._known.get(message.request)
+        if self.leaving and known is None:
+            return TryAgain("this node is leaving and takes no new requests")
+        if known is not None and message.epoch <= known.epoch:
+            return BadData(f"request {message.request} is open already, and not in an older epoch")
+        return translate.objection(message)
+
+    def _remember(self, flow: _Flow, message: pb.Open) -> None:
+        older = self._known.get(message.request)
+        if older is not None:
+            older.forget_deadline()
+        known = self._known[message.request] = _Known(message.epoch, bytes(message.driver), message, flow)
+        if message.deadline_ms:
+            known.deadline = self._later(
+                message.deadline_ms / 1000, lambda: self._is_late(message.request, known)
+            )
+
+    def _is_late(self, request: int, known: _Known) -> None:
+        """Its time is over, whatever it waits for: every stage looks at its own clock."""
+        if self._known.get(request) is known:
+            text = f"the request was not done within {known.open.deadline_ms} ms"
+            ended = pb.Finished(request=request, epoch=known.epoch, reason="deadline", message=text)
+            self._end_early(known, ended)
 
     # -- out -------------------------------------------------------------------------------------
 
@@ -218,17 +319,18 @@ class StageFlows:
                 case core.OpenDown(opened):
                     self._open_down(opened.request)
                 case core.FrameDown(frame):
-                    for piece in frames.encode(frame):
-                        self._next(frame.parts[0].request, pb.Down(frame=piece))
+                    pieces = frames.encode(frame)
+                    size = (len(frame.tensor.data) if frame.tensor else 0) // len(pieces)
+                    for piece in pieces:
+                        self._next(pb.Down(frame=piece), size)
                 case core.CancelDown(request, epoch):
-                    self._next(request, pb.Down(cancel=pb.Cancel(request=request, epoch=epoch)))
-                case core.OpenedUp(request, epoch, prefix):
-                    opened_up = pb.Opened(request=request, epoch=epoch, prefix=prefix)
+                    self._next(pb.Down(cancel=pb.Cancel(request=request, epoch=epoch)))
+                case core.OpenedUp(request, epoch, prefix, chunk):
+                    opened_up = pb.Opened(request=request, epoch=epoch, prefix=prefix, chunk_tokens=chunk)
                     self._up(request, pb.Up(opened=opened_up))
                 case core.RefusedUp(request, epoch, error):
                     refused = translate.refused(request, epoch, error, self._facts.node_name)
                     self._up(request, pb.Up(refused=refused))
-                    self._forget(request, epoch)
                 case core.TokensBack(step, tokens, _):
                     back = translate.tokens_out(tokens, finish, step)
                     self._back(pb.Down(tokens=back))
@@ -240,15 +342,13 @@ class StageFlows:
     def _forget(self, request: int, epoch: int) -> None:
         known = self._known.get(request)
         if known is not None and known.epoch <= epoch:
+            known.forget_deadline()
             del self._known[request]
 
     def _up(self, request: int, message: pb.Up) -> None:
-        if self._facts.first:
-            known = self._known.get(request)
-            for flow in self._flows.get(known.driver, [])[:1] if known else []:
-                flow.send(message)
-        elif self._previous is not None:
-            self._previous.send(message)
+        known = self._known.get(request)
+        if known is not None:
+            known.flow.send(message)
 
     def _to_drivers(self, tokens: Sequence[core.Token], finish: dict[int, Any]) -> None:
         by_driver: dict[bytes, list[core.Token]] = {}
@@ -267,15 +367,23 @@ class StageFlows:
         message = pb.Open()
         message.CopyFrom(known.open)
         message.hop += 1
-        self._next(request, pb.Down(open=message))
+        self._next(pb.Down(open=message))
 
-    def _next(self, request: int, message: pb.Down) -> None:
+    def _next(self, message: pb.Down, size: int | None = None) -> None:
         index = next(i for i, (_, stage_id) in enumerate(self._chain) if stage_id == self._facts.stage_id)
-        self._link(index + 1, pb.FlowStart.PREVIOUS).queue.put_nowait(message)
+        self._send_on(self._link(index + 1, pb.FlowStart.PREVIOUS), message, size)
 
     def _back(self, message: pb.Down) -> None:
         if not self._facts.first:
-            self._link(0, pb.FlowStart.LAST).queue.put_nowait(message)
+            self._send_on(self._link(0, pb.FlowStart.LAST), message)
+
+    def _send_on(self, link: _Link, message: pb.Down, size: int | None = None) -> None:
+        if link.out.put(message, size):
+            return
+        if self._links.pop(link.hop.endpoint + link.hop.stage_id, None) is link and link.task is not None:
+            # Its writer waits for a reader that does not read.
+            link.task.cancel()
+            self._lost(link, "it does not read")
 
     def _link(self, index: int, role: "pb.FlowStart.Role") -> _Link:
         endpoint, stage_id = self._chain[index]
@@ -294,7 +402,7 @@ class StageFlows:
             mine = hello(self._facts.node_id, self._facts.boot)
             start = pb.FlowStart(hello=mine, stage_id=link.hop.stage_id, role=role)
             await call.write(pb.Down(start=start))
-            writer = asyncio.create_task(_write(call, link.queue))
+            writer = asyncio.create_task(_write(call, link.out))
             try:
                 async for message in call:
                     self._answer(message)
@@ -306,6 +414,8 @@ class StageFlows:
             reason = error.message
         finally:
             await channel.close()
+        if self._links.get(link.hop.endpoint + link.hop.stage_id) is link:
+            del self._links[link.hop.endpoint + link.hop.stage_id]
         self._lost(link, reason)
 
     def _answer(self, message: pb.Up) -> None:
@@ -314,7 +424,8 @@ class StageFlows:
             check_hello(message.ready.hello, "the next stage")
         elif kind == "opened":
             opened = message.opened
-            self._call(lambda stage: stage.opened(opened.request, opened.epoch, opened.prefix))
+            told = opened.request, opened.epoch, opened.prefix, opened.chunk_tokens
+            self._call(lambda stage: stage.opened(*told))
         elif kind == "refused":
             refused = message.refused
             # Said in the words of the stage that refused, and with its figures.
@@ -329,6 +440,8 @@ class StageFlows:
 
     def _lost(self, link: _Link, reason: str) -> None:
         """A neighbour is gone: every request ends here, and its driver is told."""
+        if (link.hop.endpoint, link.hop.stage_id) not in self._chain:
+            return  # of a chain that is no more
         for request, known in list(self._known.items()):
             ended = pb.Finished(
                 request=request,
@@ -342,8 +455,8 @@ class StageFlows:
         """Tell the driver, by its own flow here or up the chain, and let go."""
         for flow in self._flows.get(known.driver, [])[:1]:
             flow.send(pb.Up(finished=ended))
-        if not self._facts.first and self._previous is not None:
-            self._previous.send(pb.Up(finished=ended))
+        if not self._facts.first:
+            known.flow.send(pb.Up(finished=ended))
         self._cancel(ended.request, known.epoch)
 
     async def close(self) -> None:
@@ -366,9 +479,9 @@ def _in_chain_of(stage: core.StageCore[Any], stages: int) -> list[Effect]:
     return []
 
 
-async def _write(call: Any, queue: "asyncio.Queue[pb.Down]") -> None:
-    while True:
-        await call.write(await queue.get())
+async def _write(call: Any, out: Outbox[pb.Down]) -> None:
+    while (message := await out.get()) is not None:
+        await call.write(message)
 
 
 def _now() -> float:

@@ -1,10 +1,18 @@
 """What serve-shard's parent and an engine process say to each other: JSON lines over pipes.
 
 The parent's first line is Start; when its pipe ends, the engine ends. The engine's lines go to its
-standard output. Secrets: a leaf's private key, never the cluster's.
+standard output. A signal, LEAVE, tells an engine that is ready to take no new requests. Secrets: a
+leaf's private key, never the cluster's.
 """
 
+import signal
+from typing import Final, Literal
+
 import msgspec
+
+LEAVE: Final = signal.SIGUSR1
+
+WireDType = Literal["", "float32", "bfloat16", "float16"]
 
 
 class LeafText(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +37,12 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     layers_in_model: int
     memory_bytes: int
     """What it may use in all: weights, KV and everything else."""
+    wire_dtype: WireDType = ""
+    """How its payload travels; empty: as it is computed."""
+    context: int = 0
+    """The most positions of a request; 0: as many as there is room for."""
+    concurrency: int = 0
+    """How many requests of that length there must be room for."""
     hosts: list[str]
     ports: tuple[int, int]
     """The data ports to choose from, both included; (0, 0): any free one."""
@@ -74,6 +88,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag="beat"):
     step_ms_p50: float
     step_ms_p99: float
     idle_ms: int
+    leaving: bool = False
+    """It takes no new request; `requests` are all there will be."""
 
 
 Line = Progress | Ready | Failed | Beat

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,18 +14,26 @@ from exo_cli.cluster import facts
 from exo_cli.cluster.lifecycle import double_id, run_node
 from exo_cli.cluster.membership import Change
 from exo_cli.cluster.node import NodeHost, NodeOptions
+from exo_cli.cluster.pairs import is_unix
 from exo_cli.errors import Exit
 from exo_cli.fetch.locate import Locator
 from exo_cli.fetch.stores import Stores
 from exo_cli.schemas.events import ReadyLine
+from exo_cli.schemas.plan import Plan
 from exo_cli.schemas.topology import Memory
+from exo_cli.shard.abilities import learn
+from exo_cli.shard.cores import thread_environment, usable_cores
+from exo_cli.shard.engine import Surroundings
 from exo_cli.shard.engines import Engines
 from exo_cli.shard.service import ShardService
+from exo_cli.shard.standing import Standing, own_stages
 from exo_cli.trust.keyring import KeyringSource
 
 EXPIRE_EVERY_S = 1.0
 HEADROOM = 0.9
 """Of the memory that is free, what engines may take when nobody said how much."""
+DRAIN_S = 30.0
+"""So long a node that is told to leave waits for the requests that run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,12 @@ class ShardOptions:
     weights_dir: Path
     memory_bytes: int | None = None
     data_ports: tuple[int, int] = (0, 0)
+    threads: int | None = None
+    """None: this machine's cores, shared among its stages."""
+    cores: frozenset[int] = frozenset()
+    keep_alive_s: float | None = None
+    """None: 10 minutes, and for ever what a plan gave this node."""
+    plan: Plan | None = None
 
 
 async def serve(
@@ -44,36 +59,131 @@ async def serve(
     on_ready: Callable[[ReadyLine], None],
     ready_file: Path | None,
     warn: Callable[[str], None],
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[signal.Signals, Exit]:
     """Run the node; returns the signal that ended it and the exit code."""
+    running = _Running(options, shard, source, warn, note)
 
-    def changed(change: Change) -> None:
-        if change.what == "duplicate-id":
-            warn(double_id(change))
+    def ready(line: ReadyLine) -> None:
+        on_ready(line)
+        running.learn()
 
-    engines = Engines(lambda: shard.memory_bytes or _free_bytes(host))
-    stores = Stores(shard.weights_dir)
-
-    def service(node: NodeHost) -> ShardService:
-        node.me.stages = engines.stages
-        node.me.memory = lambda found: _given(found, shard.memory_bytes, engines)
-        locator = Locator(stores, source, lambda: neighbours(node))
-        made = ShardService(
-            node.me, source, engines, locator, hosts=node.hosts, data_ports=shard.data_ports, shelf=stores
-        )
-        # A stage that comes or goes is told to the others at once.
-        engines.on_change = node.survey.touch_self
-        return made
-
-    host = NodeHost(options, source, on_change=changed, make_service=service)
-    expiring = asyncio.create_task(_expire(engines))
+    expiring = asyncio.create_task(_expire(running.engines))
     try:
-        return await run_node(host, source, on_ready=on_ready, warn=warn, ready_file=ready_file)
+        return await run_node(
+            running.host,
+            source,
+            on_ready=ready,
+            warn=warn,
+            ready_file=ready_file,
+            prepare=running.prepare,
+            finish=running.finish,
+        )
     finally:
         expiring.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await expiring
-        await engines.close()
+        await running.close()
+
+
+class _Running:
+    """The node's parts, tied together."""
+
+    def __init__(
+        self,
+        options: NodeOptions,
+        shard: ShardOptions,
+        source: KeyringSource,
+        warn: Callable[[str], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._shard = shard
+        self._source = source
+        self._warn = warn
+        self._note = note
+        self._stores = Stores(shard.weights_dir)
+        self._standing: Standing | None = None
+        self._learning: asyncio.Task[None] | None = None
+        self.engines = Engines(lambda: shard.memory_bytes or _free_bytes(self.host))
+        self.host = NodeHost(options, source, on_change=self._changed, make_service=self._service)
+
+    async def prepare(self) -> None:
+        """What a plan gave this node is loaded before it says that it is ready."""
+        if self._standing is not None:
+            await self._standing.ready()
+
+    def learn(self) -> None:
+        """Find out what the engine can run; Describe says so once it is known."""
+        unasked = is_unix(self.host.hosts[0])
+        if self.host.me.machine.accelerator.backend != "none" and not unasked:
+            self._learning = asyncio.create_task(learn(self.host.me))
+
+    async def finish(self) -> None:
+        """Let requests end that run."""
+        if self._standing is not None:
+            await self._standing.stop()
+        cut = await self.engines.drain(DRAIN_S)
+        if cut:
+            self._warn(f"{cut} requests still ran after {DRAIN_S:g} s and were cut off")
+
+    async def close(self) -> None:
+        if self._standing is not None:
+            await self._standing.stop()
+        if self._learning is not None:
+            self._learning.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._learning
+        await self.engines.close()
+
+    def _changed(self, change: Change) -> None:
+        if change.what == "duplicate-id":
+            self._warn(double_id(change))
+        elif self._standing is not None and change.what in ("joined", "changed", "refuted"):
+            self._standing.news()
+
+    def _service(self, node: NodeHost) -> ShardService:
+        shard, engines, me = self._shard, self.engines, node.me
+        me.stages = engines.stages
+        me.memory = lambda found: _given(found, shard.memory_bytes, engines)
+        made = ShardService(
+            me,
+            self._source,
+            engines,
+            Locator(self._stores, self._source, lambda: neighbours(node)),
+            hosts=node.hosts,
+            data_ports=shard.data_ports,
+            shelf=self._stores,
+            keep_alive_s=shard.keep_alive_s,
+        )
+        # A stage that comes or goes is told to the others at once.
+        engines.on_change = node.survey.touch_self
+        engines.surroundings = lambda: _surroundings(shard, engines, node)
+        if shard.plan is not None:
+            own = own_stages(shard.plan, me.identity.node_id, me.identity.name)
+            made.pinned.update(request.load_id for request in own)
+            self._standing = Standing(
+                own,
+                made.load,
+                engines.find,
+                let_go=made.pinned.discard,
+                warn=self._warn,
+                note=self._note,
+            )
+        return made
+
+
+def _surroundings(shard: ShardOptions, engines: Engines, node: NodeHost) -> Surroundings:
+    """For an engine that is started now, beside the stages that this machine has and is about to have."""
+    others = (
+        max(1, len(each.stages))
+        for each in node.survey.topology.nodes
+        if each.host == node.me.machine.host
+        and each.id != node.me.identity.node_id
+        and (each.role, each.state) == ("shard", "ready")
+    )
+    stages = len(engines.leases) + 1 + sum(others)
+    cores = len(shard.cores or usable_cores())
+    return Surroundings(thread_environment(shard.threads, cores, stages, os.environ), shard.cores)
 
 
 def neighbours(node: NodeHost) -> Sequence[tuple[str, str, int]]:

@@ -4,20 +4,22 @@ Knows nothing of MLX, and of weights only where they are found (`Locate`).
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from exo_cli.cluster.describe import Self
 from exo_cli.cluster.measure import Turnstile
+from exo_cli.cluster.remote import FOREVER_MS
 from exo_cli.cluster.service import NodeService
-from exo_cli.errors import BadData, ExoError
+from exo_cli.errors import BadData, ExoError, TryAgain
 from exo_cli.fetch.serve_weights import WeightsServicer
 from exo_cli.fetch.stores import Stores
-from exo_cli.shard.engines import DEFAULT_KEEP_ALIVE_S, Engines, Lease
-from exo_cli.shard.messages import LeafText, Progress, Start
+from exo_cli.shard.engines import DEFAULT_KEEP_ALIVE_S, Engines, Lease, Wanted
+from exo_cli.shard.messages import LeafText, Progress, Start, WireDType
 from exo_cli.trust.authority import issue_leaf
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
@@ -26,6 +28,14 @@ from exo_cli.wire.status import abort
 
 Locate = Callable[[pb.LoadRequest, Callable[[int, int], None]], Awaitable[Path]]
 """Where the stage's weights are on this machine, fetched if need be; hears (done, total) bytes."""
+
+_WIRE_DTYPES: Final[dict[int, WireDType]] = {
+    pb.DTYPE_UNSPECIFIED: "",
+    pb.DTYPE_FLOAT32: "float32",
+    pb.DTYPE_BFLOAT16: "bfloat16",
+    pb.DTYPE_FLOAT16: "float16",
+}
+_SAME_VERSION: Final = "Install the same version of exo on every machine."
 
 STATS_EVERY_MS = 200
 MAX_KEEP_ALIVE_S = 7 * 86_400.0
@@ -44,6 +54,7 @@ class ShardService(WeightsServicer, NodeService):
         hosts: list[str],
         data_ports: tuple[int, int],
         shelf: Stores,
+        keep_alive_s: float | None = None,
     ) -> None:
         super().__init__(me, source, Turnstile(lambda: engines.busy))
         self.shelf = shelf
@@ -53,6 +64,9 @@ class ShardService(WeightsServicer, NodeService):
         self._locate = locate
         self._hosts = hosts
         self._data_ports = data_ports
+        self._keep_alive_s = keep_alive_s
+        self.pinned: set[str] = set()
+        """The loads that a plan gave to this node."""
         self._began_s = time.monotonic()
         self._loading = asyncio.Lock()
 
@@ -63,20 +77,25 @@ class ShardService(WeightsServicer, NodeService):
         except ExoError as error:
             await abort(context, error)
         try:
-            async for event in self._load(request):
+            async for event in self.load(request):
                 yield event
         except ExoError as error:
             yield pb.LoadEvent(failed=_failed(error))
 
-    async def _load(self, request: pb.LoadRequest) -> AsyncIterator[pb.LoadEvent]:
-        held = self._engines.find(request.load_id)
-        if held is not None and held.engine.state == "ready":
+    async def load(self, request: pb.LoadRequest) -> AsyncIterator[pb.LoadEvent]:
+        """Load a stage, or find that it is here; raises why it cannot be."""
+        if self._node.draining:
+            raise TryAgain(
+                "this node is leaving and takes no new work", hint="exo discover shows who is there."
+            )
+        held = self._held(request)
+        if held is not None:
             yield self._ready(held)
             return
         # One at a time: two loads that each fit alone must not be let in together.
         async with self._loading:
-            held = self._engines.find(request.load_id)
-            if held is not None and held.engine.state == "ready":
+            held = self._held(request)
+            if held is not None:
                 yield self._ready(held)
                 return
             fetched: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
@@ -94,12 +113,16 @@ class ShardService(WeightsServicer, NodeService):
             finally:
                 # Nobody fetches for a caller that has gone.
                 locating.cancel()
+            await self._replace(request)
             memory = request.memory_bytes or self._engines.free_bytes
             await self._engines.make_room(memory, evict=request.evict_idle)
             start = self._start(request, path, memory)
-            keep_s = min(request.keep_alive_ms / 1000 or DEFAULT_KEEP_ALIVE_S, MAX_KEEP_ALIVE_S)
             loading = self._engines.load(
-                start, model=request.model.name, digest=request.model.digest, keep_alive_s=keep_s
+                start,
+                model=request.model.name,
+                digest=request.model.digest,
+                keep_alive_s=self._keep_s(request),
+                pinned=request.load_id in self.pinned,
             )
             # A caller that goes away ends the load at once, not when the garbage is collected.
             async with aclosing(loading) as lines:
@@ -111,7 +134,34 @@ class ShardService(WeightsServicer, NodeService):
         if lease is not None:
             yield self._ready(lease)
 
+    def _held(self, request: pb.LoadRequest) -> Lease | None:
+        """The lease that is what they ask for, whoever asked for it first."""
+        same = self._engines.find(request.load_id)
+        if same is not None and same.engine.state == "ready":
+            return same
+        if request.load_id in self.pinned:
+            # Ours to keep under its own name, whatever else is here.
+            return None
+        wanted = _wanted(request)
+        return next((lease for lease in self._engines.leases if lease.serves(wanted)), None)
+
+    async def _replace(self, request: pb.LoadRequest) -> None:
+        """A stage with the same weights that is too small and idle makes way: never two copies of them."""
+        wanted = _wanted(request)
+        for lease in self._engines.leases:
+            if request.evict_idle and lease.is_slice(wanted) and lease.idle_s > 0 and not lease.pinned:
+                await self._engines.unload(lease)
+
+    def _keep_s(self, request: pb.LoadRequest) -> float:
+        """Who asks says for how long; else this node's own rule, and what a plan gave it stays."""
+        if request.keep_alive_ms:
+            return min(request.keep_alive_ms / 1000, MAX_KEEP_ALIVE_S)
+        if self._keep_alive_s is not None:
+            return self._keep_alive_s
+        return math.inf if request.load_id in self.pinned else DEFAULT_KEEP_ALIVE_S
+
     def _ready(self, lease: Lease) -> pb.LoadEvent:
+        lease.asked()
         ready = lease.engine.ready_line
         assert ready is not None
         return pb.LoadEvent(
@@ -139,6 +189,9 @@ class ShardService(WeightsServicer, NodeService):
             last_layer=request.last_layer,
             layers_in_model=request.layers_in_model,
             memory_bytes=memory,
+            wire_dtype=_WIRE_DTYPES[request.wire_dtype],
+            context=request.context,
+            concurrency=request.concurrency,
             hosts=self._hosts,
             ports=self._data_ports,
             leaves=[
@@ -163,6 +216,7 @@ class ShardService(WeightsServicer, NodeService):
                 continue
             if request.model and request.model not in (lease.model, lease.digest):
                 continue
+            lease.let_go = True
             freed += await self._engines.unload(lease)
             gone.append(lease.stage_id)
         return pb.UnloadReply(stage_ids=gone, freed_bytes=freed)
@@ -193,6 +247,18 @@ class ShardService(WeightsServicer, NodeService):
             await asyncio.sleep(max(request.every_ms, STATS_EVERY_MS) / 1000)
 
 
+def _wanted(request: pb.LoadRequest) -> Wanted:
+    return Wanted(
+        digest=request.model.digest,
+        layers=(request.first_layer, request.last_layer),
+        layers_in_model=request.layers_in_model,
+        memory_bytes=request.memory_bytes,
+        wire_dtype=_WIRE_DTYPES[request.wire_dtype],
+        context=request.context,
+        concurrency=request.concurrency,
+    )
+
+
 def _check(request: pb.LoadRequest) -> None:
     if not request.load_id or len(request.load_id) > 64:
         raise BadData("a load needs an id of at most 64 characters")
@@ -204,6 +270,8 @@ def _check(request: pb.LoadRequest) -> None:
         )
     if request.HasField("rank") and request.rank.size > 1:
         raise BadData("this version of exo runs no tensor parallelism", hint="Plan with one rank a stage.")
+    if request.wire_dtype not in _WIRE_DTYPES:
+        raise BadData(f"stages send no tensors of type {request.wire_dtype}", hint=_SAME_VERSION)
     if request.numerics not in ("", "exact"):
         raise BadData(f"this version of exo has no --numerics {request.numerics}", hint="Use exact.")
     if request.kv_bits:
@@ -234,7 +302,8 @@ def _stage_stats(lease: Lease, rate: float) -> pb.StageStats:
         state=lease.engine.state,
         tokens_per_s=rate,
         idle_ms=int(lease.idle_s * 1000),
-        keep_alive_ms=int(lease.keep_alive_s * 1000),
+        keep_alive_ms=FOREVER_MS if math.isinf(lease.keep_alive_s) else int(lease.keep_alive_s * 1000),
+        failure=lease.engine.failure.message if lease.engine.failure is not None else "",
     )
     if ready is not None:
         stats.kv_budget_bytes = ready.kv_budget_bytes

@@ -2,12 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 
-from exo_cli.engine.core import Open, Sampling, Token, TokensBack
-from exo_cli.errors import ExoError
+from exo_cli.engine.core import Open, Token, TokensBack
+from exo_cli.errors import BadData, ExoError
+from exo_cli.schemas.sampling import Sampling
 from exo_cli.wire import exo_pb2 as pb
 
 MAX_PROMPT = 1 << 22
 MAX_BIAS = 4096
+
+
+def objection(message: pb.Open) -> ExoError | None:
+    """What the message asks for that no stage does."""
+    if len(message.prompt) > MAX_PROMPT:
+        return BadData(f"a prompt has at most {MAX_PROMPT} tokens, not {len(message.prompt)}")
+    if len(message.sampler.logit_bias) > MAX_BIAS:
+        return BadData(f"at most {MAX_BIAS} tokens can have a bias, not {len(message.sampler.logit_bias)}")
+    if message.sampler.grammar:
+        return BadData("this version does not constrain its output by a grammar")
+    return None
 
 
 def open_of(message: pb.Open) -> Open:
@@ -26,7 +38,7 @@ def open_of(message: pb.Open) -> Open:
             presence_penalty=sampler.presence_penalty,
             frequency_penalty=sampler.frequency_penalty,
             penalty_window=sampler.penalty_window,
-            logit_bias=tuple(sorted(sampler.logit_bias.items()))[:MAX_BIAS],
+            logit_bias=tuple(sorted(sampler.logit_bias.items())),
             seed=sampler.seed,
             logprobs=sampler.logprobs,
         ),
@@ -71,6 +83,8 @@ def refused(request: int, epoch: int, error: ExoError, node: str) -> pb.Refused:
         node=node,
         code=error.code,
         message=error.message,
+        hint=error.hint or "",
+        exit=int(error.exit),
         bytes_needed=getattr(error, "needed_bytes", 0),
         bytes_free=getattr(error, "free_bytes", 0),
     )

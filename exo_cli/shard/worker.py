@@ -24,12 +24,13 @@ from typing import Any, Final, cast
 import grpc.aio
 import msgspec
 
+from exo_cli.cluster.pairs import is_unix, join_endpoint
 from exo_cli.cluster.ports import free_port, is_free
 from exo_cli.engine.core import Effect, StageCore
 from exo_cli.errors import Exit, ExoError, SystemFailure
 from exo_cli.fetch.partial import coverage
 from exo_cli.shard.flows import StageFacts, StageFlows
-from exo_cli.shard.messages import Beat, Failed, LeafText, Line, Progress, Ready, Start
+from exo_cli.shard.messages import LEAVE, Beat, Failed, LeafText, Line, Progress, Ready, Start
 from exo_cli.trust.authority import Leaf
 from exo_cli.wire import exo_pb2_grpc as glue
 from exo_cli.wire.channels import SERVER_OPTIONS, leaf_server_credentials
@@ -68,6 +69,10 @@ class EngineThread:
         """Let the engine thread do this with its core; from any thread."""
         self._inbox.put(work)
 
+    def backlog(self) -> int:
+        """Calls that wait for the thread."""
+        return self._inbox.qsize()
+
     def begin(self, deliver: Callable[[list[Effect]], None]) -> None:
         self._deliver = deliver
         self.thread.start()
@@ -78,6 +83,18 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
+            core = self._load()
+            if core is not None:
+                self._serve(core)
+        except Exception:  # noqa: BLE001 - the edge of the thread: the process must not live on without its engine
+            import traceback
+
+            traceback.print_exc()
+            os._exit(Exit.INTERNAL)
+
+    def _load(self) -> StageCore[Any] | None:
+        """The stage, said to be ready; None where it was said why it cannot be."""
+        try:
             from exo_cli.engine.stage import load
 
             self._core, ready = load(
@@ -85,20 +102,21 @@ class EngineThread:
                 layers=(self._start.first_layer, self._start.last_layer),
                 layers_in_model=self._start.layers_in_model,
                 memory_bytes=self._start.memory_bytes,
+                wire_dtype=self._start.wire_dtype,
+                context=self._start.context,
+                concurrency=self._start.concurrency,
+                alone=True,
                 covers=coverage(Path(self._start.model_dir)),
                 progress=lambda doing, done, total: say(Progress(doing=doing, done=done, total=total)),
             )
         except ExoError as error:
+            error.hint = error.hint or "Fetch the model again, or name another one."
             self._loop.call_soon_threadsafe(self.ready.set_exception, error)
-            return
+            return None
+        # Where one token takes seconds, the first step is not taken for a hang.
+        self.times_ms.append(self._core.step_s * 1000)
         self._loop.call_soon_threadsafe(self.ready.set_result, Ready(data_port=0, **ready))
-        try:
-            self._serve(self._core)
-        except Exception:  # noqa: BLE001 - the edge of the thread: the process must not live on without its engine
-            import traceback
-
-            traceback.print_exc()
-            os._exit(Exit.INTERNAL)
+        return self._core
 
     def _serve(self, core: StageCore[Any]) -> None:
         due: float | None = None
@@ -185,7 +203,13 @@ async def serve(start: Start) -> int:
         first=start.first_layer == 0,
         last=start.last_layer == start.layers_in_model,
     )
-    flows = StageFlows(facts, leaves, engine.call)
+    flows = StageFlows(facts, leaves, engine.call, engine.backlog)
+
+    def leave() -> None:
+        flows.leave()
+        say(_beat(engine, flows))
+
+    loop.add_signal_handler(LEAVE, leave)
     engine.begin(flows.deliver)
     try:
         ready = await engine.ready
@@ -207,7 +231,7 @@ async def serve(start: Start) -> int:
         return int(error.exit)
     say(msgspec.structs.replace(ready, data_port=port))
     while not stop.is_set():
-        say(engine.beat())
+        say(_beat(engine, flows))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), BEAT_S)
     await flows.close()
@@ -215,7 +239,19 @@ async def serve(start: Start) -> int:
     return Exit.OK
 
 
+def _beat(engine: EngineThread, flows: StageFlows) -> Beat:
+    beat = engine.beat()
+    if not flows.leaving:
+        return beat
+    # One that is on its way to the engine counts: nobody may end us under it.
+    return msgspec.structs.replace(beat, leaving=True, requests=max(beat.requests, flows.requests))
+
+
 def _bind(server: grpc.aio.Server, start: Start, leaves: list[Leaf]) -> int:
+    if is_unix(start.hosts[0]):
+        # A socket of our own in the node's directory: our id names it as a port would.
+        server.add_secure_port(join_endpoint(start.hosts[0], os.getpid()), leaf_server_credentials(leaves))
+        return os.getpid()
     low, high = start.ports
     candidates = range(low, high + 1) if low else (free_port() for _ in range(RANDOM_PORTS))
     for port in candidates:

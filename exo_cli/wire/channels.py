@@ -116,7 +116,7 @@ def open_channel(target: str, keyring: Keyring, key: ClusterKey | None = None) -
 async def dial(
     host: str, port: int, keyring: Keyring, *, fingerprint: str | None = None, timeout_s: float
 ) -> grpc.aio.Channel:
-    """A channel that is ready. `fingerprint` says which of our keys the peer is known to hold.
+    """A channel that is ready; `host` may be `unix:/path`. `fingerprint`: which of our keys the peer has.
 
     Raises Unavailable where nobody answers, NotAuthorised where somebody does who is not of our cluster.
     """
@@ -172,11 +172,14 @@ def _resolved(target: str, keyring: Keyring | None) -> str:
 
 
 def _endpoint(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    # A socket of the file system has a number in its name where others have a port.
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("unix:") else f"{host}:{port}"
 
 
 async def _addresses(host: str) -> list[str]:
     """The literal addresses of `host`, the preferred one first."""
+    if host.startswith("unix:"):
+        return [host]
     try:
         return [str(ipaddress.ip_address(host))]
     except ValueError:

@@ -399,7 +399,7 @@ class StatsReply(_message.Message):
     def __init__(self, stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., joules: _Optional[float] = ..., uptime_ms: _Optional[int] = ...) -> None: ...
 
 class StageStats(_message.Message):
-    __slots__ = ("stage_id", "model", "first_layer", "last_layer", "state", "requests", "tokens_per_s", "kv_used_bytes", "kv_budget_bytes", "weights_bytes", "steps", "step_ms_p50", "step_ms_p99", "idle_ms", "keep_alive_ms")
+    __slots__ = ("stage_id", "model", "first_layer", "last_layer", "state", "requests", "tokens_per_s", "kv_used_bytes", "kv_budget_bytes", "weights_bytes", "steps", "step_ms_p50", "step_ms_p99", "idle_ms", "keep_alive_ms", "failure")
     STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -415,6 +415,7 @@ class StageStats(_message.Message):
     STEP_MS_P99_FIELD_NUMBER: _ClassVar[int]
     IDLE_MS_FIELD_NUMBER: _ClassVar[int]
     KEEP_ALIVE_MS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     stage_id: str
     model: ModelRef
     first_layer: int
@@ -430,7 +431,8 @@ class StageStats(_message.Message):
     step_ms_p99: float
     idle_ms: int
     keep_alive_ms: int
-    def __init__(self, stage_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., state: _Optional[str] = ..., requests: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., kv_used_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., step_ms_p50: _Optional[float] = ..., step_ms_p99: _Optional[float] = ..., idle_ms: _Optional[int] = ..., keep_alive_ms: _Optional[int] = ...) -> None: ...
+    failure: str
+    def __init__(self, stage_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., state: _Optional[str] = ..., requests: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., kv_used_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., step_ms_p50: _Optional[float] = ..., step_ms_p99: _Optional[float] = ..., idle_ms: _Optional[int] = ..., keep_alive_ms: _Optional[int] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class DiagnoseRequest(_message.Message):
     __slots__ = ("hello", "topics")
@@ -592,19 +594,21 @@ class Open(_message.Message):
     def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., deadline_ms: _Optional[int] = ..., keep_prefix: _Optional[bool] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., hop: _Optional[int] = ..., driver: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("request", "epoch", "prefix", "kv_bytes")
+    __slots__ = ("request", "epoch", "prefix", "kv_bytes", "chunk_tokens")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request: int
     epoch: int
     prefix: int
     kv_bytes: int
-    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., prefix: _Optional[int] = ..., kv_bytes: _Optional[int] = ...) -> None: ...
+    chunk_tokens: int
+    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., prefix: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., chunk_tokens: _Optional[int] = ...) -> None: ...
 
 class Refused(_message.Message):
-    __slots__ = ("request", "epoch", "node", "code", "message", "bytes_needed", "bytes_free", "position")
+    __slots__ = ("request", "epoch", "node", "code", "message", "bytes_needed", "bytes_free", "position", "exit", "hint")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -613,6 +617,8 @@ class Refused(_message.Message):
     BYTES_NEEDED_FIELD_NUMBER: _ClassVar[int]
     BYTES_FREE_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    EXIT_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
     request: int
     epoch: int
     node: str
@@ -621,7 +627,9 @@ class Refused(_message.Message):
     bytes_needed: int
     bytes_free: int
     position: int
-    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., node: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., bytes_needed: _Optional[int] = ..., bytes_free: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+    exit: int
+    hint: str
+    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., node: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., bytes_needed: _Optional[int] = ..., bytes_free: _Optional[int] = ..., position: _Optional[int] = ..., exit: _Optional[int] = ..., hint: _Optional[str] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("request", "epoch", "position", "n")

@@ -67,8 +67,12 @@ async def examine(host: str, port: int, keyring: Keyring, timeout_s: float) -> E
 
 async def _knock(host: str, port: int, keyring: Keyring, name: str) -> Examination:
     try:
-        _, writer = await asyncio.open_connection(host, port, ssl=_trust_nobody(), server_hostname=name)
-    except ConnectionRefusedError:
+        if host.startswith("unix:"):
+            path = f"{host.removeprefix('unix:')}:{port}"
+            _, writer = await asyncio.open_unix_connection(path, ssl=_trust_nobody(), server_hostname=name)
+        else:
+            _, writer = await asyncio.open_connection(host, port, ssl=_trust_nobody(), server_hostname=name)
+    except (ConnectionRefusedError, FileNotFoundError):
         return Examination(Reach.REFUSED)
     except ssl.SSLError as error:
         return Examination(Reach.PLAINTEXT if error.reason in _NOT_TLS else Reach.FOREIGN)

@@ -2,18 +2,21 @@
 
 import asyncio
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psutil
 import pytest
 
 from exo_cli import config
-from exo_cli.cluster import facts, ports
+from exo_cli.cluster import facts, ports, station
 from exo_cli.cluster.facts import Accelerator
+from exo_cli.cluster.identity import siblings
 from exo_cli.cluster.interfaces import EVERY_INTERFACE
-from exo_cli.cluster.node import NodeHost, NodeOptions, is_loopback, listen_on, local_host
-from exo_cli.cluster.survey import Survey
+from exo_cli.cluster.node import UNIX_PORT, NodeHost, NodeOptions, is_loopback, listen_on, local_host
+from exo_cli.cluster.survey import Survey, describe_at
 from exo_cli.cluster.topology_file import TopologyFile
 from exo_cli.errors import BadData, ExoError, NotAuthorised, SystemFailure, TryAgain
 from exo_cli.trust import keyfile
@@ -171,6 +174,41 @@ def test_draining_is_said_to_whoever_asks() -> None:
             await host.drain()
             assert host.me.record().state == "draining"
             assert host.station.draining
+            await eventually(lambda: set(in_file().values()) == {"draining"})
+
+    asyncio.run(scene())
+
+
+def test_draining_does_not_wait_for_the_next_beacon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(station, "BEACON_EVERY_S", 3600.0)
+
+    async def scene() -> None:
+        async with running() as first, running() as second:
+
+            def seen() -> str | None:
+                record = second.survey.described.get(first.identity.node_id)
+                return record.state if record is not None else None
+
+            await eventually(lambda: seen() == "ready")
+            await first.drain()
+            await eventually(lambda: seen() == "draining")
+
+    asyncio.run(scene())
+
+
+def test_a_node_on_a_socket_of_the_file_system_has_no_other() -> None:
+    async def scene() -> None:
+        with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+            before = len(psutil.Process().net_connections("inet"))
+            async with running(listen=f"unix:{directory}/node") as host:
+                assert host.endpoint == f"unix:{directory}/node:1"
+                assert len(psutil.Process().net_connections("inet")) == before
+                record = await describe_at(f"unix:{directory}/node", 1, KeyringSource())
+                assert record.id == host.identity.node_id
+                assert record.endpoint == host.endpoint
+                # Nobody of this machine can find it either.
+                assert siblings(config.nodes_dir()) == []
+                await host.drain()
 
     asyncio.run(scene())
 
@@ -187,6 +225,10 @@ def test_a_node_that_listens_on_one_address_is_found_there() -> None:
 
 
 # ------------------------------------------------------------------------------- where to listen
+
+
+def test_a_socket_of_the_file_system_needs_no_key() -> None:
+    assert where("unix:/tmp/x/node") == (["unix:/tmp/x/node"], UNIX_PORT, True)
 
 
 def where(listen: str | None, *, insecure: bool = False) -> tuple[list[str], int, bool]:

@@ -137,6 +137,7 @@ def test_nodes_of_one_machine_try_loopback_first() -> None:
         ("[::1]:1", ("::1", 1)),
         ("[fe80::1%en5]:52416", ("fe80::1%en5", 52416)),
         ("studio.local:80", ("studio.local", 80)),
+        ("unix:/tmp/a b:c/node:7", ("unix:/tmp/a b:c/node", 7)),
     ],
 )
 def test_endpoints_go_both_ways(endpoint: str, parts: tuple[str, int]) -> None:

@@ -87,6 +87,10 @@ def test_interfaces_are_those_of_this_machine() -> None:
     assert "lo" in asked("interfaces").split() or "lo0" in asked("interfaces").split()
 
 
+def test_models_are_those_of_the_catalogue() -> None:
+    assert {"pocket", "llama-3.2-1b", "kimi-k2"} <= set(asked("models").split())
+
+
 def test_a_reader_that_went_away_is_not_an_error(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

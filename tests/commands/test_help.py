@@ -97,8 +97,8 @@ def test_the_environment_topic_names_what_the_code_reads_and_nothing_else() -> N
     }
     read = variables_read()
     assert {"NO_COLOR", "EXO_DEBUG", "XDG_STATE_HOME"} <= read
-    # HOME is read by Path.home(), the hub's by a loop over their names.
-    hub = {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"}
+    # HOME is read by Path.home(), the hub's by a loop over their names or by its own library.
+    hub = {"HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HUGGINGFACE_HUB_CACHE"}
     assert set(FIXED_VARIABLES) == (read - options) | {"HOME"} | hub
     assert {name for name, _ in environment(tree(typer.main.get_command(app)))} == options | set(
         FIXED_VARIABLES

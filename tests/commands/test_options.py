@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exo_cli.commands import options
-from exo_cli.commands.options import peers, seconds
+from exo_cli.commands.options import peers, seconds, seconds_or_forever
 from exo_cli.errors import Unavailable, UsageProblem
 
 
@@ -35,6 +35,15 @@ def test_what_is_no_duration_names_the_option(text: str) -> None:
     with pytest.raises(UsageProblem, match="no duration for --timeout") as caught:
         seconds(text, "--timeout")
     assert "30s" in (caught.value.hint or "")
+
+
+def test_a_duration_or_for_ever() -> None:
+    assert seconds_or_forever("10m", "--keep-alive") == 600
+    assert seconds_or_forever("0", "--keep-alive") == 0
+    assert seconds_or_forever(" Forever", "--keep-alive") == float("inf")
+    with pytest.raises(UsageProblem, match="no duration for --keep-alive") as caught:
+        seconds_or_forever("-1s", "--keep-alive")
+    assert "forever" in (caught.value.hint or "")
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["ms", "s", "m", "h"]))

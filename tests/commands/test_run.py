@@ -301,7 +301,29 @@ def test_a_node_that_dies_in_the_middle_is_named_and_what_came_is_kept(slow: Clu
     got = [line["id"] for line in lines[:-1]]
     assert got == expected(2, ids(5, 7, 11), len(got))
     error = json.loads(err.splitlines()[-1])
-    assert re.search("^b was lost|a lost the stage", error["message"])
+    assert re.search("^b stopped answering, and the plan's nodes were tried again: .* b$", error["message"])
+    assert "leave --plan out" in error["hint"]
+
+
+def test_an_answer_goes_on_after_an_engine_ended(slow: Cluster) -> None:
+    n = 200
+    child = subprocess.Popen(
+        [*RUN, str(slow.model), "--plan", str(slow.plan), QUESTION, "--max-tokens", str(n), "--json"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=slow.environment,
+    )
+    assert child.stdout is not None
+    seen = [json.loads(child.stdout.readline()) for _ in range(5)]
+    slow.nodes[1].child.send_signal(signal.SIGUSR1)
+    out, err = child.communicate(timeout=TIMEOUT_S)
+    assert child.returncode == 0, err
+    lines = [*seen, *(json.loads(line) for line in out.splitlines())]
+    assert [line["id"] for line in lines[:-1]] == expected(2, ids(5, 7, 11), n)
+    assert (lines[-1]["finish_reason"], lines[-1]["generated_tokens"]) == ("length", n)
+    assert "the engine on b ended; going on on a and b\n" in err
 
 
 def test_ctrl_c_ends_it_quickly_and_frees_the_chain(slow: Cluster) -> None:
@@ -445,6 +467,21 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(slow: Cluster) -> None:
         terminal.until(">>> ")
         terminal.type("\x04")
         assert terminal.child.wait(TIMEOUT_S) == 0
+
+
+def test_a_chat_goes_on_after_an_engine_ended(slow: Cluster) -> None:
+    n = 200
+    with closing(Terminal(slow, "--max-tokens", str(n))) as terminal:
+        terminal.until(">>> ")
+        terminal.type("t5\n")
+        terminal.until(says(ids(5), 4))
+        slow.nodes[1].child.send_signal(signal.SIGUSR1)
+        terminal.until("the engine on b ended; going on on a and b\r\n")
+        terminal.until(toy_model.text(expected(2, ids(5), n)[-5:]) + "\r\n")
+        terminal.until(">>> ")
+        terminal.type("t6\n")
+        terminal.until(says([1, 5, *expected(2, ids(5), n), 1, 6], 4))  # it remembers all of it
+        terminal.type("\x04")
 
 
 def test_a_chat_goes_on_after_an_error(slow: Cluster) -> None:

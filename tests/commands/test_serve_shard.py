@@ -1,9 +1,14 @@
 """`exo serve-shard` as a shell starts it; without a cluster key, so it stays on this machine."""
 
 import json
+import os
+import plistlib
 import re
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +16,15 @@ from typing import Any
 import pytest
 
 from exo_cli import config
-from tests.support.cli import exo
+from tests.support.cli import EXO, exo
 from tests.support.processes import Stage, terminal, wait_until
 
 pytestmark = pytest.mark.process
+
+PLAN = (
+    '{"schema":"exo.plan/1","model":{"name":"m","revision":null,"digest":"0"},"dtype":"float32","context":1,'
+    '"concurrency":1,"replicas":[],"forecast":null,"binding":null,"reason":""}'
+)
 
 
 @pytest.fixture
@@ -110,6 +120,58 @@ def test_a_log_file_has_json_lines(stage: Stage, tmp_path: Path) -> None:
     assert any("stopped by SIGTERM" in entry["text"] for entry in entries)
 
 
+@pytest.mark.parametrize("kind", ["systemd", "launchd"])
+def test_a_unit_starts_this_very_node_and_nothing_is_started_now(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(PLAN)
+    line = "serve-shard --name my-node --plan plan.json --ready-file 'a b/ready' --json --interface 'l*'"
+    line += f" --interface 'lo*' -vv --keep-alive forever --print-unit {kind}"
+    done = subprocess.run(
+        [*EXO, *shlex.split(line)],
+        cwd=tmp_path,
+        env={**os.environ, "EXO_MEMORY": "2GiB", "EXO_INSECURE": "1", "XDG_CONFIG_HOME": "/etc/my exo"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    given = shlex.split(
+        f"serve-shard --name my-node --plan {tmp_path}/plan.json --interface 'l*' --interface 'lo*'"
+        f" --ready-file '{tmp_path}/a b/ready' --memory 2GiB --keep-alive forever --insecure"
+        " --json --verbose --verbose"
+    )
+    if kind == "launchd":
+        parsed = plistlib.loads(done.stdout.encode())
+        words, environment = parsed["ProgramArguments"], parsed["EnvironmentVariables"]
+    else:
+        lines = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        words = shlex.split(lines["ExecStart"])
+        environment = dict(each.split("=", 1) for each in shlex.split(lines["Environment"]))
+    assert words[-len(given) :] == given
+    assert os.access(words[0], os.X_OK)
+    assert environment == {"XDG_CONFIG_HOME": "/etc/my exo"}
+    # What stands there starts exo from anywhere.
+    started = subprocess.run([*words[: -len(given)], "--version"], cwd="/", capture_output=True, check=False)
+    assert started.returncode == 0
+    assert not config.nodes_dir().exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--cores", "99999"], 2 if sys.platform == "linux" else 78, "--cores"),
+        (["--threads", "0"], 2, "--threads"),
+        (["--keep-alive", "soon"], 2, "--keep-alive"),
+        (["--print-unit", "cron"], 2, "--print-unit"),
+        (["--plan", "missing.json"], 66, "missing.json"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(arguments: list[str], code: int, says: str) -> None:
+    done = exo("serve-shard", *arguments)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert not config.nodes_dir().exists()
+
+
 def test_ctrl_c_in_a_terminal_ends_it(stage: Stage) -> None:
     with terminal("serve-shard") as screen:
         screen.until(lambda text: "listens on" in text)
@@ -120,11 +182,6 @@ def test_ctrl_c_in_a_terminal_ends_it(stage: Stage) -> None:
 
 
 def test_a_reader_that_goes_away_ends_it(stage: Stage) -> None:
-    import os
-    import subprocess
-
-    from tests.support.cli import EXO
-
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(

@@ -223,3 +223,15 @@ def test_zsh_completes_verbs_options_and_choices(home: Path) -> None:
 def test_interfaces_of_this_machine_are_offered(home: Path) -> None:
     offered = bash(home, "exo", "discover", "--interface", "l")
     assert {"lo", "lo0"} & set(offered)
+
+
+def test_models_of_the_catalogue_and_directories_are_offered(home: Path) -> None:
+    assert bash(home, "exo", "run", "llama-3.3") == ["llama-3.3-70b"]
+    (home / "llama-mine").mkdir()
+    assert bash(home, "exo", "run", f"{home}/llama-") == [f"{home}/llama-mine"]
+
+
+@pytest.mark.process
+def test_zsh_and_fish_offer_models_too(home: Path) -> None:
+    assert "llama-3.3-70b" in zsh(home, "exo run llama-3.3")
+    assert {"pocket", "kimi-k2"} <= fish(home, "exo run ")

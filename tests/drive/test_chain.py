@@ -1,7 +1,7 @@
 import asyncio
 import gc
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from exo_cli.drive import flow as flow_module
-from exo_cli.drive.chain import Chain
+from exo_cli.drive.chain import Chain, Generation
 from exo_cli.drive.flow import StageAddress
 from exo_cli.drive.requests import Ask
 from exo_cli.errors import ExoError, NotFound, TryAgain, Unavailable, VersionMismatch
@@ -139,7 +139,7 @@ def test_a_request_without_room_is_refused_with_the_figures_and_the_next_one_run
         ):
             with pytest.raises(TryAgain, match=r"n0: .* 848 bytes .* 200 are free") as caught:
                 await answer(chain, Ask(PROMPT, 100))
-            assert "--max-tokens" in (caught.value.hint or "")
+            assert "fewer tokens" in (caught.value.hint or "")
             assert await answer(chain, Ask(PROMPT, 4)) == expected(2, PROMPT, 4)
 
     asyncio.run(main())
@@ -298,6 +298,110 @@ def test_a_request_goes_on_over_another_chain() -> None:
             assert seen == expected(2, PROMPT, 30)
             assert len(failures) == 1
             assert generation.request.epoch == 2
+
+    asyncio.run(main())
+
+
+async def no_other_chain(error: ExoError) -> Chain:
+    """Looks for ever."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def broken_off(generation: Generation, act: Callable[[], Awaitable[None]]) -> int:
+    """Read to the end; `act` after five tokens. How many there were."""
+    n = 0
+    async for _ in generation.tokens():
+        n += 1
+        if n == 5:
+            await act()
+    return n
+
+
+def test_whoever_does_not_want_the_rest_waits_for_no_other_chain() -> None:
+    async def main() -> None:
+        async with (
+            stages(2, Habits(step_s=0.005)) as (found, source),
+            Chain(addresses(found), source) as chain,
+        ):
+            looking = asyncio.Event()
+            given_up: list[bool] = []
+
+            async def recover(error: ExoError) -> Chain:
+                looking.set()
+                try:
+                    return await no_other_chain(error)
+                finally:
+                    given_up.append(True)
+
+            generation = chain.generate(Ask(PROMPT, 100_000), recover=recover)
+            reading = asyncio.create_task(broken_off(generation, found[1].stop))
+            async with asyncio.timeout(BOUND_S):
+                await looking.wait()
+                generation.cancel()
+                assert await reading >= 5
+            assert generation.reason == "cancelled"
+            assert given_up == [True]
+            assert chain.failed
+
+    asyncio.run(main())
+
+
+def test_the_deadline_counts_while_another_chain_is_looked_for() -> None:
+    async def main() -> None:
+        async with (
+            stages(1, Habits(step_s=0.005)) as (found, source),
+            Chain(addresses(found), source) as chain,
+        ):
+            ask = Ask(PROMPT, 100_000, deadline_s=1.0)
+            with pytest.raises(TryAgain, match="the time for the request was over"):
+                async with asyncio.timeout(BOUND_S):
+                    await broken_off(chain.generate(ask, recover=no_other_chain), found[0].stop)
+            assert chain.failed
+
+    asyncio.run(main())
+
+
+def test_a_fault_of_ours_while_looking_for_another_chain_is_not_swallowed() -> None:
+    async def main() -> None:
+        async with (
+            stages(1, Habits(step_s=0.005)) as (found, source),
+            Chain(addresses(found), source) as chain,
+        ):
+
+            async def recover(error: ExoError) -> Chain:
+                raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                await broken_off(chain.generate(Ask(PROMPT, 100_000), recover=recover), found[0].stop)
+
+    asyncio.run(main())
+
+
+def test_all_requests_of_a_chain_that_is_given_up_go_on() -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            habits = Habits(step_s=0.005)
+            found, source = await stack.enter_async_context(stages(1, habits))
+            node = await stack.enter_async_context(fake_node(source, "spare"))
+            request = pb.LoadRequest(first_layer=0, last_layer=1, layers_in_model=1)
+            spare = await start_stage(node.here.me, source, request, habits)
+            stack.push_async_callback(spare.stop)
+            chain = await stack.enter_async_context(Chain(addresses(found), source))
+            another = await stack.enter_async_context(Chain(addresses([spare]), source))
+
+            async def recover(error: ExoError) -> Chain:
+                return another
+
+            prompts = [(n, *PROMPT) for n in range(3)]
+            answers = [
+                asyncio.create_task(answer(chain, Ask(prompt, 200), recover=recover)) for prompt in prompts
+            ]
+            await until(lambda: found[0].core.steps > 8)
+            chain.abandon(Unavailable("one of them found it silent"))
+            async with asyncio.timeout(BOUND_S):
+                assert list(await asyncio.gather(*answers)) == [expected(1, each, 200) for each in prompts]
+            assert spare.core.steps > 0
 
     asyncio.run(main())
 

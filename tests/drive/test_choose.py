@@ -64,9 +64,15 @@ def test_a_plans_nodes_and_no_others() -> None:
             plan = plan_of(NEED, [(a, (0, 3)), (b, (3, 4))], "by hand")
             path = link(a.id, b.id)
             choice = await choose(NEED, around(source, a, b, links=[path]), plan=plan, private=no_private)
-            assert choice.plan is plan
+            assert choice.plan == plan
             assert choice.nodes.keys() == {a.id, b.id}
             assert choice.links == (path,)
+            # Written by hand before there were ids.
+            named = [msgspec.structs.replace(node, id=node.name) for node in (a, b)]
+            by_name = plan_of(NEED, [(named[0], (0, 3)), (named[1], (3, 4))], "by hand")
+            choice = await choose(NEED, around(source, a, b), plan=by_name, private=no_private)
+            assert choice.plan == plan
+            assert choice.nodes.keys() == {a.id, b.id}
             gone = msgspec.structs.replace(b, endpoint="127.0.0.1:1")
             with pytest.raises(Unavailable, match="nodes that do not answer: b"):
                 await choose(NEED, around(source, a, gone), plan=plan, private=no_private)
@@ -165,6 +171,17 @@ def test_the_fewest_loaded_stages_that_make_the_model(
     assert (None if chain is None else [(node.name, layers) for node, layers in chain]) == wanted
 
 
+def test_a_loaded_chain_is_used_only_where_it_has_as_many_nodes_as_were_asked_for() -> None:
+    there = [holder("a", (0, 2)), holder("b", (2, 4))]
+    assert choose_module._loaded_chain(replace(NEED, nodes=2), there) is not None
+    assert choose_module._loaded_chain(replace(NEED, nodes=1), there) is None
+
+
+def test_several_nodes_are_wanted_and_nobody_is_there() -> None:
+    with pytest.raises(Unavailable, match="2 nodes are wanted, and none answers"):
+        asyncio.run(choose(replace(NEED, nodes=2), around(KeyringSource()), plan=None, private=no_private))
+
+
 def test_context_is_a_round_number_and_enough() -> None:
     assert contexts(100, 100_000) == [DEFAULT_CONTEXT, 100]
     assert contexts(9000, 100_000) == [16384, 9000]
@@ -196,5 +213,28 @@ def test_where_a_round_context_does_not_fit_what_is_needed_may() -> None:
         assert usable_bytes(mine) == room
         with pytest.raises(DoesNotFit):
             await choose_roomy(need, around(source), 201, plan=None, private=private)
+
+    asyncio.run(main())
+
+
+def test_nodes_that_were_met_are_asked_and_the_avoided_ones_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nobody_else(around: Around) -> None:
+        raise AssertionError("somebody else was called")
+
+    monkeypatch.setattr(choose_module, "_probe", nobody_else)
+    monkeypatch.setattr(choose_module, "KNOWN_S", 10.0)
+
+    async def main() -> None:
+        async with nodes("a", "b", "c") as (found, source):
+            a, b, c = (node.record for node in found)
+            # a has the model loaded and b is gone; both are known, as is the one that is left.
+            await load(plan_of(NEED, [(a, (0, LAYERS))], "a test"), {a.id: a}, LAYERS, source)
+            gone = msgspec.structs.replace(b, endpoint="127.0.0.1:1")
+            where = replace(around(source, found[0].record), known=(a, gone, c), avoid=frozenset((a.id,)))
+            choice = await choose(NEED, where, plan=None, private=no_private)
+            assert shares(choice) == [("c", (0, LAYERS))]
+            assert a.id not in choice.nodes
 
     asyncio.run(main())

@@ -70,11 +70,11 @@ def test_a_model_answers_through_a_node_that_is_heard_and_again_after_that_node_
 def test_a_model_that_is_nowhere(clean_environment: Path) -> None:
     async def main() -> ExoError | None:
         try:
-            async with Driver(settings(clean_environment, "org/nothing"), KeyringSource()):
+            async with Driver(settings(clean_environment, "nothing-like-it"), KeyringSource()):
                 return None
         except NotFound as error:
             return error
 
     error = asyncio.run(main())
     assert error is not None
-    assert "org/nothing" in error.message
+    assert "nothing-like-it" in error.message

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from exo_cli.drive.chain import Chain
-from exo_cli.drive.load import LoadedStage, Progress, addresses, load, load_id, unload
+from exo_cli.drive.load import LoadedStage, Progress, addresses, load, unload
 from exo_cli.drive.requests import Ask
 from exo_cli.drive.size import ModelSize
 from exo_cli.drive.split import Need, plan_of
@@ -15,6 +15,7 @@ from exo_cli.errors import BadData, DoesNotFit, NotFound, Unavailable
 from exo_cli.schemas.plan import ModelRef, Plan
 from exo_cli.schemas.topology import Address, Node
 from exo_cli.trust.keyring import KeyringSource
+from exo_cli.wire.loads import load_id
 from tests.support.chain import expected
 from tests.support.fake_stage import FakeNode, Habits, fake_node
 from tests.support.records import link

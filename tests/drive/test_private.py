@@ -4,17 +4,23 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlx.core as mx
 import psutil
 import pytest
 
+from exo_cli import config
 from exo_cli.drive import private, tether
+from exo_cli.drive.driver import Driver, Settings
 from exo_cli.drive.private import private_node
+from exo_cli.drive.requests import Ask
 from exo_cli.errors import Unavailable
 from exo_cli.trust.keyring import KeyringSource
+from tests.support import tiny_models, toy_model
 
 pytestmark = pytest.mark.process
 
@@ -45,32 +51,75 @@ def gone(pid: int) -> bool:
         return True
 
 
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary files are; a short name, since sockets lie there."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        monkeypatch.setattr("tempfile.tempdir", None)
+        yield Path(directory)
+
+
 def test_it_serves_this_machine_and_leaves_nothing(
-    clean_environment: Path, monkeypatch: pytest.MonkeyPatch
+    clean_environment: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(clean_environment))
-    monkeypatch.setattr("tempfile.tempdir", None)
+    # It talks to nobody, whatever is set for nodes that do.
+    monkeypatch.setenv("EXO_INTERFACE", "there-is-none")
+    monkeypatch.setenv("EXO_PEER", "nowhere.invalid")
 
     async def main() -> list[int]:
         async with private_node(KeyringSource()) as node:
-            assert node.endpoint.startswith("127.0.0.1:")
+            assert node.endpoint.startswith(f"unix:{place}/exo-run-")
             assert node.name == "private"
             assert node.state == "ready"
+            directory = Path(node.endpoint.removeprefix("unix:")).parent
+            assert os.stat(directory).st_mode & 0o777 == 0o700
             return [child.pid for child in psutil.Process().children(recursive=True)]
 
     children = asyncio.run(main())
     assert children
-    assert all(map(gone, children))
-    assert list(clean_environment.glob("exo-*")) == []
+    until(lambda: all(map(gone, children)))
+    assert list(place.glob("exo-*")) == []
     # Its identity is not kept among this user's nodes.
     assert not (clean_environment / ".local").exists()
 
 
-def test_it_dies_with_its_driver_and_the_next_one_sweeps_up(
-    clean_environment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(clean_environment))
-    monkeypatch.setattr("tempfile.tempdir", None)
+def test_all_that_is_said_goes_through_the_file_system(clean_environment: Path, place: Path) -> None:
+    mx.disable_compile()
+    model = tiny_models.build("llama", clean_environment / "toy")
+    toy_model.write_tokenizer(model)
+    prompt, n = (1, 5, 7), 4
+    settings = Settings(
+        model=str(model),
+        weights_dir=config.cache_dir() / "weights",
+        nodes_dir=config.nodes_dir(),
+        topology=config.topology_path(),
+    )
+
+    async def main() -> None:
+        async with Driver(settings, KeyringSource()) as driver:
+            chain = await driver.chain(100)
+            (stage,) = driver.stages
+            assert stage.node.endpoint.startswith("unix:")
+            found = [token.id async for token in chain.generate(Ask(prompt, n)).tokens()]
+            assert len(found) == n
+            # The node, its engine, and whatever else it started.
+            processes = psutil.Process().children(recursive=True)
+            assert len([each for each in processes if "exo_cli.shard.worker" in each.cmdline()]) == 1
+            assert [sockets for each in processes if (sockets := each.net_connections("inet"))] == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["long" * 30, "50%25", "[1]"])
+def test_a_place_that_is_no_name_for_a_socket_is_not_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", f"/tmp/{name}")
+    assert private._base() == "/tmp"
+    monkeypatch.setattr("tempfile.tempdir", "/tmp/a b")
+    assert private._base() == "/tmp/a b"
+
+
+def test_it_dies_with_its_driver_and_the_next_one_sweeps_up(place: Path) -> None:
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     children = [int(word) for word in driver.stdout.readline().split()]
@@ -78,8 +127,8 @@ def test_it_dies_with_its_driver_and_the_next_one_sweeps_up(
     driver.kill()
     driver.communicate()
     until(lambda: all(map(gone, children)))
-    (left,) = clean_environment.glob("exo-run-*")
-    in_use = clean_environment / "exo-run-new"
+    (left,) = place.glob("exo-run-*")
+    in_use = place / "exo-run-new"
     in_use.mkdir()
     private._sweep()
     assert not left.exists()

@@ -88,6 +88,7 @@ def test_tokens_may_overtake_the_answer_to_open() -> None:
     request, _ = started()
     assert ids(request.token(token(request), 0.1)) == [model(3)]
     assert request.opened(1, 2) == []
+    assert request.prefix == 2
     assert ids(request.token(token(request), 0.2)) == [model(4)]
 
 
@@ -141,7 +142,27 @@ def test_so_many_failovers_and_no_more() -> None:
     for _ in range(MAX_FAILOVERS):
         assert request.lost(LOST)[-1] == Replay(LOST)
         request.reopen(1.0)
+        request.token(token(request), 1.0)
     assert request.lost(LOST)[-1] == Done("error", LOST)
+
+
+def test_what_ends_a_chain_without_a_token_is_put_on_no_third_one() -> None:
+    request, _ = started()
+    assert request.lost(LOST)[-1] == Replay(LOST)
+    request.reopen(1.0)
+    request.opened(2, 0)
+    assert request.lost(LOST) == [SendCancel(2), Done("error", LOST)]
+
+
+def test_a_replay_for_which_there_is_no_room_yet_is_tried_again() -> None:
+    request = running()
+    busy = TryAgain("it works in another chain")
+    request.lost(LOST)
+    for epoch in (2, 3):
+        request.reopen(1.0)
+        assert request.refused(epoch, busy) == [SendCancel(epoch), Replay(busy)]
+    request.reopen(1.0)
+    assert request.refused(4, busy)[-1] == Done("error", busy)
 
 
 @pytest.mark.parametrize("error", [VersionMismatch("another version"), NotAuthorised("no key")])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -56,6 +57,24 @@ def test_every_node_has_a_layer_at_least_and_nodes_of_a_machine_stand_together()
     assert shares(plan)[0] == ("a", (0, 1))
 
 
+def test_as_many_nodes_as_were_asked_for() -> None:
+    nodes = [node("a", 5000), node("b", 3000), node("c", 4000)]
+
+    def over(n: int) -> Plan:
+        return split(replace(need(), nodes=n), nodes, here="b")
+
+    assert shares(over(1)) == [("b", (0, 10))]
+    assert shares(over(2)) == [("a", (0, 6)), ("c", (6, 10))]
+    assert "left out: b (is not needed)" in over(2).reason
+    assert [name for name, _ in shares(over(3))] == ["b", "a", "c"]
+    with pytest.raises(DoesNotFit, match=r"cannot be put on 4 nodes: it has 10 layers, and .* b has 3\.6 GB"):
+        over(4)
+    with pytest.raises(DoesNotFit, match="cannot be put on 3 nodes: it has 2 layers"):
+        split(replace(need(2), nodes=3), nodes, here="b")
+    with pytest.raises(DoesNotFit, match=r"needs 105\.3 GB"):
+        split(replace(need(layer_mib=10_000), nodes=2), nodes, here="b")
+
+
 def test_ends_and_caches_are_counted() -> None:
     wanted = need(4, 100, ends_mib=150, kv=MIB, context=50)
     plan = split(wanted, [node("a", 650), node("b", 450)], here="a")
@@ -92,10 +111,13 @@ def test_who_takes_no_part_is_named_with_the_reason() -> None:
 
 
 def test_what_does_not_fit_says_how_much_is_missing() -> None:
-    with pytest.raises(DoesNotFit, match=r"m needs 1\.5 GB with a context of 1 tokens, and the 2 nodes have"):
+    numbers = r"m needs 1\.5 GB with a context of 1 tokens, and a has 1\.0 GB, b has 0\.9 GB free; each takes"
+    with pytest.raises(DoesNotFit, match=numbers):
         split(need(), [node("a", 500), node("b", 400)], here="a")
-    with pytest.raises(DoesNotFit, match="a has 0"):
+    with pytest.raises(DoesNotFit, match=r"a has 0\.5 GB free$"):
         split(need(), [node("a", 10)], here="a")
+    with pytest.raises(DoesNotFit, match=r"n6 has 0\.5 GB, 3 more have 1\.\d GB free"):
+        split(need(), [node(f"n{at}", 10) for at in range(11)], here="n0")
 
 
 def test_more_nodes_than_layers() -> None:
@@ -108,10 +130,10 @@ def test_more_nodes_than_layers() -> None:
     assert "b (is not needed)" in plan.reason
 
 
-def test_float32_on_the_wire_if_every_stage_is_a_cpu() -> None:
+def test_float32_on_the_wire_whatever_the_backends() -> None:
     assert split(need(), [node("a", 2000)], here="a").dtype == "float32"
     mixed = [node("a", 600), node("b", 600, backend="metal")]
-    assert split(need(), mixed, here="a").dtype == "bfloat16"
+    assert split(need(), mixed, here="a").dtype == "float32"
 
 
 @given(

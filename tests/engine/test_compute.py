@@ -10,12 +10,13 @@ import pytest
 from exo_cli.engine import stage as stages
 from exo_cli.engine.caches import Prefixes
 from exo_cli.engine.compute import MlxCompute, Request
-from exo_cli.engine.core import Open, Sampling, StageCore
+from exo_cli.engine.core import Closed, Open, StageCore
 from exo_cli.engine.loading import load_stage, look
 from exo_cli.engine.scheduler import Scheduler
 from exo_cli.engine.tensors import to_wire
 from exo_cli.errors import BadData
 from exo_cli.models.directory import ModelDirectory
+from exo_cli.schemas.sampling import Sampling
 from exo_cli.wire.frames import FrameData, Part, TensorData
 
 
@@ -24,7 +25,7 @@ def tail(tiny: Callable[..., Path]) -> StageCore[Request]:
     """The second half of a llama with one request open."""
     directory = ModelDirectory.open(tiny("llama"))
     skeleton = look(directory)
-    compute, _ = stages.warm(load_stage(skeleton, 2, 4), directory.config["vocab_size"])
+    compute, *_ = stages.warm(load_stage(skeleton, 2, 4), directory.config["vocab_size"])
     compute.set_prefixes(Prefixes(0))
     core: StageCore[Any] = StageCore(compute, 1 << 30, first=False, last=True, scheduler=Scheduler(1, 8))
     core.open(Open(1, 1, (3, 4, 5), Sampling(), max_tokens=4))
@@ -62,6 +63,7 @@ def test_what_is_not_sent_at_this_cut_is_refused_and_touches_no_cache(
 
 @pytest.mark.process
 def test_a_prompt_beyond_the_vocabulary_is_refused_when_it_is_opened(tail: StageCore[Request]) -> None:
-    (refused,) = tail.open(Open(2, 1, (3, 1 << 20), Sampling(), max_tokens=4))
+    refused, closed = tail.open(Open(2, 1, (3, 1 << 20), Sampling(), max_tokens=4))
     assert "vocabulary" in str(getattr(refused, "error", ""))
+    assert closed == Closed(2, 1)
     assert 2 not in tail.ledger.entries

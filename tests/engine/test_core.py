@@ -1,12 +1,15 @@
 """Whole chains of stage cores in one process, over the real codec and scheduler, with a hash model."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exo_cli.engine.core import MAX_CHUNK
 from exo_cli.engine.ledger import DoesNotFitNow, StepRefused
+from exo_cli.errors import BadData
 from exo_cli.wire.frames import FrameData, Part
 from tests.support.chain import Chain, HashCompute, expected
 
@@ -40,6 +43,18 @@ def test_any_split_any_batch_and_any_chunking_gives_the_same_tokens(
         assert each.finished == "length"
     assert is_empty(made)
     assert all(core.compute.alive == 0 for core in made.cores)  # type: ignore[attr-defined]
+
+
+def test_a_prompt_goes_in_chunks_that_the_slowest_stage_takes() -> None:
+    steps = {}
+    for slow in range(3):
+        made = chain(3, chunk=8)
+        made.cores[slow].scheduler.chunk_tokens = 2
+        seen = made.open(1, list(range(1, 18)), 1)
+        made.run()
+        assert seen.tokens == expected(3, list(range(1, 18)), 1)
+        steps[slow] = [core.steps for core in made.cores]
+    assert steps == {slow: [9, 9, 9] for slow in range(3)}
 
 
 def test_a_stop_id_ends_a_request_and_is_its_last_token() -> None:
@@ -185,3 +200,56 @@ def test_requests_without_a_prompt_or_room_are_refused() -> None:
     assert made.open(2, [1], 0) is not None
     made.run()
     assert all(seen.refused.exit == 65 for seen in made.driver.values())
+
+
+def test_a_newer_epoch_that_does_not_fit_ends_the_older_one() -> None:
+    made = chain(2)
+    made.open(1, [1, 2, 3], 12)
+    while len(made.driver[1].tokens) < 3:
+        made.tick()
+    made.lose_everything_under_way()
+    again = made.open(1, [1, 2, 3], 10**9, epoch=2)
+    made.run()
+    assert isinstance(again.refused, DoesNotFitNow)
+    assert not made.cores[0].ledger.entries
+
+
+def test_the_same_epoch_again_leaves_the_request_as_it_is() -> None:
+    made = chain(1)
+    first = made.open(1, [1, 2, 3], 12)
+    while len(first.tokens) < 3:
+        made.tick()
+    again = made.open(1, [9], 1)
+    made.driver[1] = first
+    made.run()
+    assert first.refused.code == "step-refused"
+    assert again.tokens == []
+    assert first.tokens == expected(1, [1, 2, 3], 12)
+
+
+def test_a_token_that_the_model_does_not_have_ends_its_request_and_not_the_stage() -> None:
+    wanted = expected(2, [1, 2, 3], 12)
+
+    class Strict(HashCompute):
+        def run(self, rows: Any, tokens: Any, tensor: Any) -> Any:
+            if wanted[2] in tokens:
+                raise BadData("no such token")
+            return super().run(rows, tokens, tensor)
+
+    made = Chain([Strict(), HashCompute()])
+    seen = made.open(1, [1, 2, 3], 12)
+    other = made.open(2, [4], 2)
+    made.run()
+    assert seen.tokens == wanted[:3]
+    assert "no such token" in seen.refused.message
+    assert other.tokens == expected(2, [4], 2)
+    assert is_empty(made)
+
+
+def test_frames_hold_one_chunk_or_rows_of_one_token() -> None:
+    tail = chain(2).cores[1]
+    long = FrameData(1, (Part(1, 1, 0, MAX_CHUNK + 1),), (1,) * (MAX_CHUNK + 1), None)
+    mixed = FrameData(1, (Part(1, 1, 0, 2), Part(2, 1, 0, 1)), (1, 1, 1), None)
+    for frame in (long, mixed):
+        with pytest.raises(StepRefused, match="at once"):
+            tail.frame(frame, 0.0)

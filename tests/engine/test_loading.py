@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from exo_cli.engine import loading
+from exo_cli.engine import families, loading
 from exo_cli.errors import BadData, ExoError
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.models.safetensors import BITS
@@ -419,7 +419,7 @@ def test_odd_characters_in_the_path_do_not_matter(tiny: Tiny, tmp_path: Path) ->
 
 
 def test_the_families_are_mlx_lms_modules() -> None:
-    found = loading.families()
+    found = families.families()
     assert {"llama", "qwen3_next", "deepseek_v3", "gpt_oss"} <= set(found)
     assert not {"base", "cache", "switch_layers"} & set(found)
     assert len(found) > 100

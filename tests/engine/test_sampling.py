@@ -2,16 +2,16 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import mlx.core as mx
 import mlx_lm.sample_utils as theirs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from exo_cli.engine.core import Sampling
 from exo_cli.engine.sampling import choose, choose_each, counter_key, filtered, penalised
+from exo_cli.schemas.sampling import Sampling
 
 VOCABULARY = 40
 

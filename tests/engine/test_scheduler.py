@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exo_cli.engine.scheduler import LINGER_S, Scheduler, Step
+from exo_cli.engine.scheduler import LINGER_S, Row, Scheduler, Step
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Chain:
         raise AssertionError("it does not end")
 
     def _arrive(self, step: Step) -> None:
-        self.scheduler.through(step.number)
+        self.scheduler.through(step.number, self.now)
         for row in step.rows:
             position = row.position + row.n
             if row.request not in self.lengths or position < self.prompts[row.request]:
@@ -92,6 +92,17 @@ def test_a_long_prompt_goes_in_chunks_between_the_steps_of_others() -> None:
         assert sum(before < chunk < after for chunk in chunks) <= 1
 
 
+def test_stages_further_down_may_want_shorter_chunks() -> None:
+    scheduler = Scheduler(stages=1, chunk_tokens=8)
+    for request, chunk, n in ((1, 3, 3), (2, 100, 8), (3, 0, 8)):
+        scheduler.open(request, prompt=50, prefix=0, chunk=chunk)
+        step = scheduler.next(0.0)
+        assert isinstance(step, Step)
+        assert step.rows == (Row(request, 0, n),)
+        scheduler.through(step.number, 0.0)
+        scheduler.close(request)
+
+
 def test_short_prompts_do_not_wait_for_a_long_one() -> None:
     chain = Chain(stages=1, chunk=4)
     chain.open(1, prompt=400, generate=1)
@@ -106,13 +117,13 @@ def test_an_incomplete_group_waits_for_the_linger_and_no_longer() -> None:
         scheduler.open(request, prompt=1, prefix=0)
         step = scheduler.next(0.0)
         assert isinstance(step, Step)
-        scheduler.through(step.number)
+        scheduler.through(step.number, 0.0)
     assert scheduler.token(1, 1, 1.0)
     assert scheduler.token(2, 1, 1.0)
     both = scheduler.next(1.0)
     assert isinstance(both, Step)
     assert len(both.rows) == 2
-    scheduler.through(both.number)
+    scheduler.through(both.number, 0.0)
     assert scheduler.token(1, 2, 2.0)
     assert scheduler.next(2.0) == pytest.approx(2.0 + LINGER_S)
     alone = scheduler.next(2.0 + LINGER_S)

@@ -8,6 +8,7 @@ from exo_cli.errors import InputOutput, NotFound
 from exo_cli.fetch import stores as module
 from exo_cli.fetch.partial import PartialWriter
 from exo_cli.fetch.stores import Stores, hub_cache
+from exo_cli.models import catalogue
 from exo_cli.models.directory import ModelDirectory
 from tests.support.weights import write_model
 
@@ -50,7 +51,7 @@ def test_names_that_people_give(
 ) -> None:
     snapshot = in_hub(stores.hub)
     assert stores.resolve("org/name") == snapshot
-    assert stores.resolve("org/name", revision=COMMIT) == snapshot
+    assert stores.resolve(f"org/name@{COMMIT}") == snapshot
     monkeypatch.chdir(tmp_path)
     here = write_model(tmp_path / "mine")
     for spelling in ("mine", "./mine", str(here), "../" + tmp_path.name + "/mine"):
@@ -62,6 +63,36 @@ def test_names_that_people_give(
     assert stores.resolve("org/name") == snapshot
     write_model(tmp_path / "org/name")
     assert stores.resolve("org/name") == tmp_path / "org/name"
+
+
+def test_names_of_the_catalogue_and_the_model_within(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = in_hub(stores.hub, "mlx-community/Llama-3.2-1B-Instruct-4bit")
+    for name in ("llama-3.2-1b", "Llama-3.2-1B", f"llama-3.2-1b@{COMMIT}"):
+        assert stores.resolve(name) == snapshot
+    monkeypatch.setattr(catalogue, "POCKET_DIRECTORY", tmp_path / "package/pocket")
+    with pytest.raises(NotFound) as caught:
+        stores.resolve("pocket")
+    assert str(tmp_path / "package/pocket") in caught.value.message
+    assert "install" in (caught.value.hint or "")
+    within = write_model(tmp_path / "package/pocket")
+    assert stores.resolve("Pocket") == within
+    monkeypatch.chdir(tmp_path)
+    mine = write_model(tmp_path / "llama-3.2-1b")
+    assert stores.resolve("llama-3.2-1b") == mine
+
+
+@pytest.mark.parametrize(
+    ("name", "alike"), [("lama-3.2-1b", "llama-3.2-1b"), ("gptoss-20b", "gpt-oss-20b"), ("poket", "pocket")]
+)
+def test_a_name_that_is_nearly_right(stores: Stores, name: str, alike: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        stores.resolve(name)
+    assert alike in (caught.value.hint or "")
+    with pytest.raises(NotFound) as caught:
+        stores.resolve("quite-another-thing-zz")
+    assert "org/name" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +128,7 @@ def test_a_reference_is_not_followed_out_of_the_cache(stores: Stores, tmp_path: 
             stores.resolve("org/name")
     for revision in ("../../x", "/etc/passwd", "v 1", "missing"):
         with pytest.raises(NotFound):
-            stores.resolve("org/name", revision=revision)
+            stores.resolve(f"org/name@{revision}")
 
 
 def test_a_digest_finds_its_directory(stores: Stores, tmp_path: Path) -> None:

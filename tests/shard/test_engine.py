@@ -121,6 +121,27 @@ def test_a_killed_engine_is_reported_with_its_cause_within_a_second(start: Calla
     asyncio.run(run())
 
 
+def test_an_engine_whose_thread_breaks_ends_and_does_not_hang(start: Callable[..., Start]) -> None:
+    import msgspec
+
+    script = (
+        "import sys, exo_cli.engine.stage as stage\n"
+        "from exo_cli.shard import worker\n"
+        "def load(*_, **__): raise ZeroDivisionError('nobody thought of it')\n"
+        "stage.load = load\n"
+        "sys.exit(worker.main())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as broken:
+        assert broken.stdin is not None
+        assert broken.stderr is not None
+        broken.stdin.write(msgspec.json.encode(start()) + b"\n")
+        broken.stdin.flush()  # and stays open: it has to end by itself
+        assert broken.stderr.read().endswith(b"ZeroDivisionError: nobody thought of it\n")
+        assert broken.wait(60) == 70
+
+
 def test_a_frozen_engine_is_killed_and_reported(start: Callable[..., Start]) -> None:
     async def run() -> None:
         engine = Engine(start())

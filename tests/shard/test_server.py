@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,8 +18,11 @@ from exo_cli.cluster.membership import Change, Peer
 from exo_cli.cluster.node import NodeHost, NodeOptions
 from exo_cli.errors import Exit
 from exo_cli.schemas.events import ReadyLine
+from exo_cli.schemas.topology import LoadedStage, Topology
+from exo_cli.shard import server
 from exo_cli.shard.server import ShardOptions, serve
 from exo_cli.trust.keyring import KeyringSource
+from tests.support.records import node as record
 
 
 def double(*ips: str) -> Change:
@@ -75,3 +80,30 @@ def test_it_serves_until_a_signal_and_warns_meanwhile(
     assert [line.pid for line in ready] == [os.getpid()]
     assert ready[0].endpoint.startswith("127.0.0.1:")
     assert [text for text in warnings if "have the id" in text] == [double_id(double("127.0.0.1"))]
+
+
+def test_an_engines_threads_are_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "usable_cores", lambda: frozenset(range(16)))
+    me = SimpleNamespace(machine=SimpleNamespace(host="h1"), identity=SimpleNamespace(node_id="me"))
+    held = LoadedStage(model="m", layers=(0, 1), state="ready")
+    nodes = (
+        record("me", stages=(held,) * 9),  # what the file says of us is older than what we know
+        record("idle"),  # about to get a stage
+        record("busy", stages=(held, held)),
+        record("dead", state="dead"),
+        record("watches", role="announce"),
+        record("elsewhere", host="h2"),
+    )
+    node: Any = SimpleNamespace(me=me, survey=SimpleNamespace(topology=Topology(nodes=nodes)))
+    engines: Any = SimpleNamespace(leases=[])
+
+    def threads(**settings: Any) -> str:
+        shard = ShardOptions(weights_dir=Path(), **settings)
+        return server._surroundings(shard, engines, node).environment["NUMBA_NUM_THREADS"]
+
+    assert threads() == "4"  # ours, one for the idle one, two for the busy one
+    engines.leases = [None] * 4
+    assert threads() == "2"
+    assert threads(threads=5) == "5"
+    assert threads(cores=frozenset({0, 1, 2})) == "1"
+    assert server._surroundings(ShardOptions(Path(), cores=frozenset({3})), engines, node).cores == {3}

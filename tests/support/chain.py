@@ -23,13 +23,13 @@ from exo_cli.engine.core import (
     OpenDown,
     OpenedUp,
     RefusedUp,
-    Sampling,
     StageCore,
     Token,
     TokensBack,
     TokensOut,
 )
 from exo_cli.engine.scheduler import Row, Scheduler
+from exo_cli.schemas.sampling import Sampling
 from exo_cli.wire import frames
 from exo_cli.wire.frames import FrameData, FrameReader, TensorData
 
@@ -210,11 +210,11 @@ class Chain:
                             self._carry(at + 1, cores[at + 1].frame(whole, self.now))
             case CancelDown(request, epoch):
                 self._carry(at + 1, cores[at + 1].cancel(request, epoch))
-            case OpenedUp(request, epoch, prefix):
+            case OpenedUp(request, epoch, prefix, chunk):
                 if at == 0:
                     self.driver[request].prefix = prefix
                 else:
-                    self._carry(at - 1, cores[at - 1].opened(request, epoch, prefix))
+                    self._carry(at - 1, cores[at - 1].opened(request, epoch, prefix, chunk))
             case RefusedUp(request, epoch, error):
                 if at == 0:
                     self.driver[request].refused = error

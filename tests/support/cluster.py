@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import psutil
@@ -101,9 +102,16 @@ def _port(process: Running) -> int:
 
 
 def plan(
-    model: ModelRef, bounds: Sequence[int], placed: Sequence[Node], *, memory_bytes: int = MEMORY_BYTES
+    model: ModelRef,
+    bounds: Sequence[int],
+    placed: Sequence[Node],
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    context: int = 0,
+    concurrency: int = 0,
 ) -> Plan:
-    """The layers between two bounds on each node, in order."""
+    """The layers between two bounds on each node, in order; a context of 0 promises nothing."""
     memory = RankMemory(
         weights_bytes=memory_bytes, kv_bytes=0, buffers_bytes=0, base_bytes=0, limit_bytes=memory_bytes
     )
@@ -113,9 +121,9 @@ def plan(
     )
     return Plan(
         model=model,
-        dtype="float32",
-        context=4096,
-        concurrency=4,
+        dtype=dtype,
+        context=context,
+        concurrency=concurrency,
         replicas=(Replica(stages=stages),),
         forecast=None,
         binding=None,
@@ -143,16 +151,18 @@ async def loaded(
     directory: Path,
     bounds: Sequence[int],
     over: Sequence[Shard],
-    *,
-    memory_bytes: int = MEMORY_BYTES,
+    **settings: Any,
 ) -> AsyncIterator[Driven]:
-    """The model's layers over these nodes, with a driver; its stages go with the block."""
+    """The model's layers over these nodes, with a driver; its stages go with the block.
+
+    `settings` are those of `plan`.
+    """
     model = ModelDirectory.open(directory)
     placed = await asyncio.gather(*(shard.node(source) for shard in over))
     reference = ModelRef(name=directory.name, revision=None, digest=model.digest)
     async with LocalShare(source, model) as share:
         stages = await load(
-            plan(reference, bounds, placed, memory_bytes=memory_bytes),
+            plan(reference, bounds, placed, **settings),
             {node.id: node for node in placed},
             bounds[-1],
             source,
@@ -180,7 +190,8 @@ async def settled(
         if found and all(map(true, found)):
             return
         assert loop.time() < until_s, f"after {seconds:g} s: {found}"
-        await asyncio.sleep(0.02)
+        # Every look is a handshake, on cores that the engines need.
+        await asyncio.sleep(0.05)
 
 
 def is_idle(stage: pb.StageStats) -> bool:

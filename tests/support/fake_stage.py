@@ -2,13 +2,15 @@
 mutual TLS on loopback, real stage core; the model is `HashCompute`.
 
 In the test's own process: `async with fake_node(source, "a") as node`. As a process of its own, to be
-killed: `python -m tests.support.fake_stage NAME`, which prints its control port.
+killed: `python -m tests.support.fake_stage NAME`, which prints its control port, and whose engines end
+with SIGUSR1 while the node lives on.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -196,6 +198,11 @@ class FakeService(NodeService):
         self.unloaded.append(request.stage_id)
         return pb.UnloadReply(stage_ids=[request.stage_id])
 
+    async def lose_engines(self) -> None:
+        """As if every engine process had ended."""
+        while self.stages:
+            await self.stages.popitem()[1].stop()
+
     async def close(self) -> None:
         for stage in self.stages.values():
             await stage.stop()
@@ -290,6 +297,10 @@ async def _serve(name: str, habits: Habits, voice: bool) -> None:
             await station.start()
             identity.publish(port=node.here.port, voice_port=station.radio.own_port)
             stack.push_async_callback(station.stop)
+        loop, losing = asyncio.get_running_loop(), set()
+        loop.add_signal_handler(
+            signal.SIGUSR1, lambda: losing.add(asyncio.ensure_future(node.service.lose_engines()))
+        )
         print(json.dumps({"port": node.here.port, "id": node.here.id}), flush=True)
         # Whoever started us holds the other end.
         await asyncio.to_thread(sys.stdin.read)

@@ -1,6 +1,10 @@
-"""One generation in one process, unsplit by mlx-lm and as a chain of stages: the same numbers or not."""
+"""What mlx-lm says unsplit, and one generation as a chain of stages: the same numbers or not.
+
+The reference is mlx-lm's own generator over mlx-lm's own model: it shares no code with the engine.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,13 @@ from tests.support import tiny_models
 PROMPT = [5, 17, 3, 88, 41, 2, 9, 60, 33, 71, 12]
 CHUNK = 6
 STEPS = 9
+
+ASKED = ([5, 6, 7, 8, 9, 10, 11, 12, 13], [1], [3, 4], [9, 8, 7, 6, 5, 4])
+"""Prompts that are in flight together."""
+NEW = 7
+TURNS = 3
+SAID = [2, 3]
+"""What a person says after every answer of a chat."""
 
 Step = Callable[[mx.array], mx.array]
 
@@ -81,3 +92,42 @@ def differences(
 
 def skeleton_of(directory: Path) -> loading.Skeleton:
     return loading.look(ModelDirectory.open(directory))
+
+
+def greedy(model: nn.Module, prompt: Sequence[int], n: int) -> list[int]:
+    """The tokens of mlx-lm's own generator."""
+    # It brings transformers, which most that is here does without.
+    from mlx_lm.generate import generate_step
+
+    return [int(token) for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=n)]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a chat: all that was said so far, and the answer."""
+
+    prompt: list[int]
+    answer: list[int]
+
+    @property
+    def known(self) -> int:
+        """How many positions a chain has computed when the turn is over: all but the last token's."""
+        return len(self.prompt) + len(self.answer) - 1
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is asked of a chain, and what mlx-lm answers."""
+
+    asked: list[list[int]]
+    turns: list[Turn]
+
+
+def expected(model: nn.Module) -> Expected:
+    """The answers to ASKED, and a chat that begins with the first of them."""
+    asked = [greedy(model, prompt, NEW) for prompt in ASKED]
+    turns = [Turn(ASKED[0], asked[0])]
+    while len(turns) < TURNS:
+        prompt = [*turns[-1].prompt, *turns[-1].answer, *SAID]
+        turns.append(Turn(prompt, greedy(model, prompt, NEW)))
+    return Expected(asked, turns)

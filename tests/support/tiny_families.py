@@ -438,3 +438,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 """Families that are not named are tried with COMMON alone."""
+
+TWELVE: dict[str, str] = {
+    "Llama": "llama",
+    "Qwen2": "qwen2",
+    "Qwen3": "qwen3",
+    "Qwen3-MoE": "qwen3_moe",
+    "Qwen3-Next": "qwen3_next",
+    "DeepSeek V3": "deepseek_v3",
+    "Gemma 3": "gemma3_text",
+    "gpt-oss": "gpt_oss",
+    "Mixtral": "mixtral",
+    "Phi-3": "phi3",
+    "GLM4-MoE": "glm4_moe",
+    "a state-space hybrid": "falcon_h1",
+}
+"""The families that every way of running a model is compared on."""

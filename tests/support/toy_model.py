@@ -38,11 +38,11 @@ def write(path: Path, *, template: bool = True, tokenizer: bool = True, layers: 
     text += b" " * (-len(text) % 8)
     (path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(at))
     if tokenizer:
-        _tokenizer(path, template)
+        write_tokenizer(path, template)
     return path
 
 
-def _tokenizer(path: Path, template: bool) -> None:
+def write_tokenizer(path: Path, template: bool = True) -> None:
     words = {f"\u2581t{number}": number for number in range(WORDS)}
     library = Tokenizer(models.WordLevel({**words, "</s>": END, "<unk>": UNKNOWN}, unk_token="<unk>"))
     library.normalizer = normalizers.Replace(Regex(r"\s+"), " ")

@@ -106,6 +106,33 @@ def test_templates_render_the_same(tmp_path: Path) -> None:
     assert all(rendered[style] >= most // 2 for style in chat_styles.STYLES), rendered
 
 
+def test_think_is_what_transformers_calls_enable_thinking(tmp_path: Path) -> None:
+    directory = model_directory(
+        tmp_path / "m",
+        tokenizer_config__json={"tokenizer_class": "PreTrainedTokenizerFast"},
+        chat_template__jinja=chat_styles.THINKING,
+    )
+    language = Language.load(directory)
+    jobs, ours = [], []
+    for messages in chat_styles.CHATS.values():
+        for think, options in (
+            (None, {}),
+            (True, {"enable_thinking": True}),
+            (False, {"enable_thinking": False}),
+        ):
+            job = {"directory": str(directory), "messages": messages, "tools": None, "prompt": True}
+            jobs.append({**job, "options": options})
+            try:
+                ours.append(list(language.chat(messages, think=think).ids))
+            except BadData:
+                ours.append([])
+    said = [[] if text is None else ids for text, ids in theirs(jobs)]
+    assert ours == said
+    # The switch does something, in every chat that can be put into this template.
+    assert all(said[at + 1] != said[at + 2] for at in range(0, len(said), 3) if said[at])
+    assert any(said)
+
+
 def test_the_date_is_today(tmp_path: Path) -> None:
     """Both read the same clock; at midnight one may be a day ahead, so a second try is allowed."""
     directory = model_directory(tmp_path / "m", chat_template__jinja="{{ strftime_now('%A %d %B %Y') }}")

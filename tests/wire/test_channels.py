@@ -4,6 +4,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -101,6 +102,21 @@ def test_members_meet() -> None:
             await channel.close()
 
     asyncio.run(main())
+
+
+def test_a_socket_of_the_file_system_is_the_same_path() -> None:
+    async def main(directory: str) -> None:
+        where = f"unix:{directory}/a socket"
+        assert await diagnose(where, 7, ring(OLD), BOUND_S) is Reach.REFUSED
+        assert "nothing listens on" in (await refused(7, ring(OLD), host=where)).message
+        async with serving(source_of(OLD), address=f"{where}:7"):
+            await dialled(7, ring(OLD), host=where)
+            assert await diagnose(where, 7, ring(OLD), BOUND_S) is Reach.OK
+            assert await diagnose(where, 7, ring(ELSE), BOUND_S) is Reach.FOREIGN
+            assert isinstance(await refused(7, ring(ELSE), host=where), NotAuthorised)
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        asyncio.run(main(directory))
 
 
 def test_a_local_key_is_the_same_path() -> None:

@@ -27,6 +27,7 @@ from exo_cli.wire.frames import (
     encode,
     size_bytes,
 )
+from tests.support.mutations import mutated
 
 SMALL = 4096
 """A message bound that makes pieces out of little data."""
@@ -407,25 +408,6 @@ def test_rules_for_pieces(messages: list[pb.Frame], reason: str) -> None:
 # -- bytes from a stranger ----------------------------------------------------------------------------
 
 
-def _mutated(data: bytes, dice: random.Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(dice.randint(1, 6)):
-        at = dice.randrange(len(changed) + 1)
-        match dice.randrange(5):
-            case 0 if at < len(changed):
-                changed[at] ^= 1 << dice.randrange(8)
-            case 1 if at < len(changed):
-                changed[at] = dice.choice((0, 1, 0x7F, 0x80, 0xFF))
-            case 2:
-                del changed[at : at + dice.randint(1, 8)]
-            case 3:
-                changed[at:at] = dice.randbytes(dice.randint(1, 8))
-            case _:
-                start = dice.randrange(len(changed) + 1)
-                changed[at:at] = changed[start : start + dice.randint(1, 40)]
-    return bytes(changed)
-
-
 def test_mutated_bytes_are_refused_or_are_a_frame() -> None:
     dice = random.Random(20_000)
     small = FrameData(
@@ -440,7 +422,7 @@ def test_mutated_bytes_are_refused_or_are_a_frame() -> None:
     outcomes = {"undecodable": 0, "refused": 0, "piece": 0, "frame": 0}
     reasons = set()
     for number in range(40_000):
-        data = _mutated(dice.choice(seeds), dice) if number % 4 else dice.choice(seeds)
+        data = mutated(dice.choice(seeds), dice) if number % 4 else dice.choice(seeds)
         try:
             found = reader.feed(pb.Frame.FromString(data))
         except DecodeError:
