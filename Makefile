@@ -12,10 +12,10 @@ READY := $(VENV)/.ready
 UV := $(shell command -v uv 2>/dev/null)
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(2, (os.cpu_count() or 2)))' 2>/dev/null)
 
-.PHONY: help demo test test-fast test-nightly lint format man completions proto check-generated lock lock-check bench-startup clean
+.PHONY: help demo test test-fast test-nightly lint format man completions proto check-generated lock lock-check pocket bench-startup bench-chain bench-memory clean
 
 help:
-	@sed -n 's/^#   //p' Makefile; echo 'also: lint format man completions proto lock bench-startup test-fast test-nightly clean'
+	@sed -n 's/^#   //p' Makefile; echo 'also: lint format man completions proto lock pocket bench-startup bench-chain bench-memory test-fast test-nightly clean'
 
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'exo needs Python 3.11 or newer; install it or say make PYTHON=/path/to/python'; exit 1; }
@@ -42,7 +42,8 @@ demo: $(READY)
 	say 'exo discover --wait nodes=2'; \
 	exo discover -q --wait nodes=2 --timeout 60s --format table; \
 	say "exo run pocket '$(QUESTION)' --nodes 2 --stats"; \
-	exo run pocket '$(QUESTION)' --nodes 2 --stats; \
+	exo run pocket '$(QUESTION)' --nodes 2 --stats 2>"$$dir/said" || { cat "$$dir/said"; exit 1; }; \
+	echo; cat "$$dir/said"; \
 	say 'exo ps'; \
 	exo ps; \
 	say 'exo unload'; \
@@ -98,8 +99,17 @@ lock-check:
 	  status=$$?; grep -E '^[<>] [a-z]' build-lock.diff; rm -f build-lock.txt build-lock.diff; \
 	  if [ $$status -ne 0 ]; then echo 'requirements.lock is behind; run make lock'; else echo 'requirements.lock is current'; fi
 
-bench-startup: $(READY)
-	$(BIN)/python -m benchmarks.startup
+# The embedded model anew, with an environment of its own for the training.
+POCKET := build/pocket
+pocket: $(READY)
+	@test -x build/pocket-venv/bin/python || $(PYTHON) -m venv build/pocket-venv
+	build/pocket-venv/bin/python -m pip install --quiet --disable-pip-version-check -r pocket/requirements.txt
+	build/pocket-venv/bin/python -m pocket.train --out $(POCKET)
+	$(BIN)/python -m pocket.export --weights $(POCKET)
+	$(BIN)/python -m pocket.evaluate
+
+bench-startup bench-chain bench-memory: $(READY)
+	$(BIN)/python -m benchmarks.$(@:bench-%=%)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

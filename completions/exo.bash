@@ -55,7 +55,7 @@ _exo() {
         esac
     done
     case "$verb:$prev" in
-        *:--name|*:--listen|*:--peer|*:--memory|*:--data-ports|*:--threads|*:--cores|*:--keep-alive|*:--for|*:--wait|*:--timeout|*:--system|*:--max-tokens|*:--stop|*:--temperature|*:--top-p|*:--top-k|*:--min-p|*:--repetition-penalty|*:--presence-penalty|*:--frequency-penalty|*:--seed) return ;;
+        *:--name|*:--listen|*:--peer|*:--memory|*:--data-ports|*:--threads|*:--cores|*:--keep-alive|*:--for|*:--wait|*:--timeout|*:--system|*:--max-tokens|*:--stop|*:--temperature|*:--top-p|*:--top-k|*:--min-p|*:--repetition-penalty|*:--presence-penalty|*:--frequency-penalty|*:--seed|*:--nodes) return ;;
         *:--plan|*:--ready-file|*:--topology|*:--log-file|*:--prompt-file|*:-o|*:--output) _exo_files -f; return ;;
         *:--interface|*:--no-interface) _exo_dynamic interfaces; return ;;
         *:--print-unit) _exo_words systemd launchd; return ;;
@@ -66,7 +66,7 @@ _exo() {
         '') if [[ $cur == -* ]]; then _exo_words -V --version -h --help; else _exo_words serve-shard discover run ps unload completion schema help key config; fi ;;
         serve-shard) _exo_words --name --listen --plan --peer --interface --no-interface --ready-file --memory --data-ports --threads --cores --keep-alive --print-unit --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         discover) _exo_words --for --wait --timeout --watch --explain --announce --peer --interface --no-interface --format --measure --name --listen --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
-        run) if [[ $cur == -* ]]; then _exo_words --prompt-file --no-stdin --system --raw --think --no-think --max-tokens --stop --temperature --top-p --top-k --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed --stats --plan --peer --data-ports --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_dynamic models; _exo_files -d; fi ;;
+        run) if [[ $cur == -* ]]; then _exo_words --prompt-file --no-stdin --system --raw --think --no-think --max-tokens --stop --temperature --top-p --top-k --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed --stats --plan --nodes --peer --data-ports --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_dynamic models; _exo_files -d; fi ;;
         ps) _exo_words --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         unload) _exo_words --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         completion) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words bash zsh fish; fi ;;

@@ -124,6 +124,7 @@ complete -c exo -n '__exo_is "run"' -l frequency-penalty -r -d 'Each time it was
 complete -c exo -n '__exo_is "run"' -l seed -r -d 'The same number, the same answer.'
 complete -c exo -n '__exo_is "run"' -l stats -d 'Say at the end how many tokens there were, and how fast.'
 complete -c exo -n '__exo_is "run"' -l plan -r -F -d 'Run on the nodes of this plan.json.'
+complete -c exo -n '__exo_is "run"' -l nodes -r -d 'Split it over so many nodes, the roomiest; else as few as have room.'
 complete -c exo -n '__exo_is "run"' -l peer -r -d 'Also ask this host: for VPNs, other subnets and containers. Repeatable.'
 complete -c exo -n '__exo_is "run"' -l data-ports -r -d 'TCP ports on which nodes fetch the model from here; 0 is any free one.'
 complete -c exo -n '__exo_is "run"' -l insecure -d 'Use the published key: anybody on a private network may join. Private addresses only.'

@@ -14,8 +14,12 @@ from pocket.phrasing import Phraser
 from pocket.topics import Intent, Phrasing, Topics, load
 
 # How often a topic's intents are asked for, where it is not once: they have the widest language.
-_WEIGHTS: Final = {"beyond": 4.0, "smalltalk": 1.3, "later": 0.9, "words": 0.8, "exit-codes": 0.8}
-_INTENT_WEIGHTS: Final = {"beyond-general": 2.2, "beyond-facts": 1.6, "later-unknown": 0.5}
+_WEIGHTS: Final = {"beyond": 2.6, "smalltalk": 1.2, "later": 0.9, "words": 0.8, "exit-codes": 0.8}
+_INTENT_WEIGHTS: Final = (
+    {"beyond-general": 2.0, "beyond-facts": 1.5, "later-unknown": 0.5}
+    | {"unload": 2.2, "ps": 1.8, "ps-memory": 1.3, "discover": 1.5, "discover-nobody": 1.5}
+    | {"serve-start": 1.5, "serve-memory": 1.2, "run": 1.6, "run-split": 1.2, "cluster-quick": 1.3}
+)
 TWO_TURNS: Final = 0.12
 HELD_OUT: Final = 8
 """Of every so many phrasings of an intent, one is kept back when generalization is measured."""
@@ -73,7 +77,7 @@ def _turn(question: str, intent: Intent, rng: Random) -> Turn:
 
 def _weight(intent: Intent) -> float:
     # What can be asked in many ways is asked more often.
-    breadth = max(0.6, min(1.6, len(intent.phrasings) / 12))
+    breadth = max(0.7, min(1.6, len(intent.phrasings) / 12))
     return breadth * _WEIGHTS.get(intent.topic, 1.0) * _INTENT_WEIGHTS.get(intent.name, 1.0)
 
 

@@ -16,7 +16,7 @@ from pocket.corpus import Corpus, Turn
 from pocket.vocabulary import end_id, prompt
 
 ROWS, COLUMNS = 32, 128
-SAID, ASKED = 1792, 192
+SAID, ASKED = 1792, 768
 """How many predictions, and how many guesses of an intent, a batch has at most."""
 WHOLE: Final = 0.12
 """The share of examples with the whole answer."""
@@ -41,7 +41,7 @@ class Batch:
     said: Array
     said_weight: Array
     asked_at: Array
-    """Where an answer begins, then which intent it is of."""
+    """Where an answer begins and goes on until it is decided, then which intent it is of."""
     asked: Array
     tokens: int
     examples: int
@@ -52,7 +52,7 @@ class _Example:
     ids: list[int]
     weights: list[float]
     asked: list[tuple[int, int]]
-    """Where an answer begins, and which intent it is of."""
+    """Where the intent has to be known, and which it is."""
 
 
 class Examples:
@@ -98,7 +98,9 @@ class Examples:
                 answer = answer[: decided + _AFTER_DECISION]
             ids += question
             weights += [_QUESTION_WEIGHT] * len(question)
-            asked.append((len(ids) - 1, self.numbers[turn.intent.name]))
+            # Known where the answer begins, and still known until it has been decided.
+            start, number = len(ids) - 1, self.numbers[turn.intent.name]
+            asked += [(start + k, number) for k in range(min(decided + 1, len(answer)))]
             ids += answer
             weights += [1.0 if i <= decided else _KNOWN_WEIGHT for i in range(len(answer))]
         return _Example(ids[:COLUMNS], weights[:COLUMNS], [spot for spot in asked if spot[0] < COLUMNS])

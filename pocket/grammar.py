@@ -41,6 +41,11 @@ def invented_name(rng: Random) -> str:
 
 
 def _value(name: str, slots: Mapping[str, Sequence[str]], rng: Random) -> str:
-    if name == "host" and rng.random() < 0.3:
-        return invented_name(rng)
+    if name == "host":
+        # A machine may be called anything.
+        kind = rng.random()
+        if kind < 0.25:
+            return invented_name(rng)
+        if kind < 0.45:
+            return rng.choice(slots.get("noun", slots[name]))
     return rng.choice(slots[name])

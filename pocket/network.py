@@ -105,6 +105,8 @@ class Network(nn.Module):
         self.embed_tokens = nn.Embedding(shape.vocabulary, shape.hidden)
         self.layers = nn.ModuleList(_Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.hidden, eps=shape.epsilon)
+        # Two layers before the end: what is known there, the next tokens can still use.
+        self.intent_norm = nn.RMSNorm(shape.hidden, eps=shape.epsilon)
         self.intent = nn.Linear(shape.hidden, intents)
         self.rounding = False
         frequencies = shape.theta ** (-torch.arange(0, shape.head, 2) / shape.head)
@@ -149,10 +151,13 @@ class Network(nn.Module):
         t = ids.shape[1]
         causal = torch.ones(t, t, dtype=torch.bool, device=ids.device).tril()
         mask = (document[:, None, :, None] == document[:, None, None, :]) & causal
-        for layer in self.layers:
+        intents = None
+        for n, layer in enumerate(self.layers):
             x = layer(x, cos, sin, mask, next(kept), next(kept))
+            if n == self.shape.layers - 3:
+                intents = self.intent(self.intent_norm(x.flatten(0, 1)[asked_at]))
         x = self.norm(x).flatten(0, 1)
-        return F.linear(x[said_at], table), self.intent(x[asked_at])
+        return F.linear(x[said_at], table), intents
 
     def named_for_mlx(self) -> dict[str, Any]:
         """The weights under the names of a llama model, as float32 arrays."""

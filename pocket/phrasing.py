@@ -73,7 +73,7 @@ class Phraser:
         self._frames = _frames(_HERE / "frames.txt")
         self._synonyms = _synonyms(_HERE / "synonyms.txt")
         longest_first = sorted(self._synonyms, key=lambda word: (-len(word), word))
-        self._words = re.compile(r"(?<![\w.-])(" + "|".join(map(re.escape, longest_first)) + r")(?![\w-])")
+        self._words = re.compile(r"(?<![\w.-])(" + "|".join(map(re.escape, longest_first)) + r")(?![\w'-])")
 
     def question(self, intent: Intent, rng: Random, lines: Sequence[Phrasing] | None = None) -> str:
         """Something that asks for the intent, in lower case as the chat template writes it."""
