@@ -1,4 +1,4 @@
-"""The engine process's streams: flows from drivers and stages in, one to the next stage out.
+"""The engine process's streams from drivers and other stages, and what each message on them means.
 
 Lives on the event loop's thread and moves messages between the streams and the engine thread's
 inbox. Knows what each message is for, and nothing of what a step computes.
@@ -17,20 +17,17 @@ from exo_cli.engine import core
 from exo_cli.engine.core import Effect
 from exo_cli.errors import BadData, ExoError, NotFound, TryAgain
 from exo_cli.shard import translate
+from exo_cli.shard.links import Address, Links
 from exo_cli.shard.outbox import Outbox
 from exo_cli.trust.authority import Leaf
 from exo_cli.wire import exo_pb2 as pb
-from exo_cli.wire import exo_pb2_grpc as glue
 from exo_cli.wire import frames
-from exo_cli.wire.channels import leaf_channel
 from exo_cli.wire.frames import FrameReader, FrameRefused
 from exo_cli.wire.hello import check_hello, hello
 from exo_cli.wire.status import abort
 
 OUTBOX_BYTES: Final = 4 << 20
 """What may wait for one slow reader, a driver or the stage before; more, and it is cut off."""
-LINK_BYTES: Final = 2 * frames.MAX_FRAME_BYTES
-"""What may wait for a stage that does not read: the largest frame, and some."""
 BACKLOG: Final = 256
 """Messages that may wait for the engine; then streams are read no further, and who sends has to wait."""
 BACKLOG_LOOK_S: Final = 0.002
@@ -57,15 +54,6 @@ class _Flow:
         self.out.put(message)
         if self.out.overflowed and not before:
             self.cut_off(self)
-
-
-@dataclass(slots=True)
-class _Link:
-    """A stream we opened: to the next stage, or from the last stage to the first."""
-
-    hop: pb.Hop
-    out: Outbox[pb.Down] = field(default_factory=lambda: Outbox(LINK_BYTES))
-    task: "asyncio.Task[None] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +90,19 @@ class StageFlows:
     def __init__(
         self,
         facts: StageFacts,
-        leaves: Sequence[Leaf],
+        leaf: Leaf,
         call: Callable[[Callable[[core.StageCore[Any]], list[Effect]]], None],
         backlog: Callable[[], int] = lambda: 0,
         later: "Callable[[float, Callable[[], None]], Timer] | None" = None,
     ) -> None:
         self._facts = facts
-        self._leaves = leaves
         self._call = call
         self._backlog = backlog
         self._later = later or (lambda s, then: asyncio.get_running_loop().call_later(s, then))
         self._flows: dict[bytes, list[_Flow]] = {}
-        self._links: dict[str, _Link] = {}
+        self._links = Links(hello(facts.node_id, facts.boot), leaf, self._answer, self._lost)
         self._known: dict[int, _Known] = {}
-        self._chain: tuple[tuple[str, str], ...] = ()
+        self._chain: tuple[Address, ...] = ()
         self.leaving = False
 
     @property
@@ -273,7 +260,7 @@ class StageFlows:
         opened = translate.open_of(message)
         self._call(lambda stage: stage.open(opened))
 
-    def _objection(self, message: pb.Open, chain: Sequence[tuple[str, str]], other: bool) -> ExoError | None:
+    def _objection(self, message: pb.Open, chain: Sequence[Address], other: bool) -> ExoError | None:
         """Why this stage does not take a request; what it costs is the core's to say."""
         facts, hop = self._facts, message.hop
         if self._known and other:
@@ -371,52 +358,11 @@ class StageFlows:
 
     def _next(self, message: pb.Down, size: int | None = None) -> None:
         index = next(i for i, (_, stage_id) in enumerate(self._chain) if stage_id == self._facts.stage_id)
-        self._send_on(self._link(index + 1, pb.FlowStart.PREVIOUS), message, size)
+        self._links.send(self._chain[index + 1], pb.FlowStart.PREVIOUS, message, size)
 
     def _back(self, message: pb.Down) -> None:
         if not self._facts.first:
-            self._send_on(self._link(0, pb.FlowStart.LAST), message)
-
-    def _send_on(self, link: _Link, message: pb.Down, size: int | None = None) -> None:
-        if link.out.put(message, size):
-            return
-        if self._links.pop(link.hop.endpoint + link.hop.stage_id, None) is link and link.task is not None:
-            # Its writer waits for a reader that does not read.
-            link.task.cancel()
-            self._lost(link, "it does not read")
-
-    def _link(self, index: int, role: "pb.FlowStart.Role") -> _Link:
-        endpoint, stage_id = self._chain[index]
-        link = self._links.get(endpoint + stage_id)
-        if link is None or (link.task is not None and link.task.done()):
-            link = self._links[endpoint + stage_id] = _Link(pb.Hop(endpoint=endpoint, stage_id=stage_id))
-            link.task = asyncio.create_task(self._run_link(link, role))
-        return link
-
-    async def _run_link(self, link: _Link, role: "pb.FlowStart.Role") -> None:
-        """Carry messages to another stage until it breaks; then nobody can go on."""
-        reason = "it ended the stream"
-        channel = leaf_channel(link.hop.endpoint, self._leaves[0])
-        try:
-            call = cast(Any, glue).StageStub(channel).Flow()
-            mine = hello(self._facts.node_id, self._facts.boot)
-            start = pb.FlowStart(hello=mine, stage_id=link.hop.stage_id, role=role)
-            await call.write(pb.Down(start=start))
-            writer = asyncio.create_task(_write(call, link.out))
-            try:
-                async for message in call:
-                    self._answer(message)
-            finally:
-                writer.cancel()
-        except grpc.aio.AioRpcError as error:
-            reason = error.details() or str(error.code())
-        except ExoError as error:
-            reason = error.message
-        finally:
-            await channel.close()
-        if self._links.get(link.hop.endpoint + link.hop.stage_id) is link:
-            del self._links[link.hop.endpoint + link.hop.stage_id]
-        self._lost(link, reason)
+            self._links.send(self._chain[0], pb.FlowStart.LAST, message)
 
     def _answer(self, message: pb.Up) -> None:
         kind = message.WhichOneof("kind")
@@ -438,16 +384,16 @@ class StageFlows:
             if known is not None and known.epoch == message.finished.epoch:
                 self._end_early(known, message.finished)
 
-    def _lost(self, link: _Link, reason: str) -> None:
+    def _lost(self, stage: Address, reason: str) -> None:
         """A neighbour is gone: every request ends here, and its driver is told."""
-        if (link.hop.endpoint, link.hop.stage_id) not in self._chain:
+        if stage not in self._chain:
             return  # of a chain that is no more
         for request, known in list(self._known.items()):
             ended = pb.Finished(
                 request=request,
                 epoch=known.epoch,
                 reason="lost",
-                message=f"{self._facts.node_name} lost the stage at {link.hop.endpoint}: {reason}",
+                message=f"{self._facts.node_name} lost the stage at {stage[0]}: {reason}",
             )
             self._end_early(known, ended)
 
@@ -459,10 +405,8 @@ class StageFlows:
             known.flow.send(pb.Up(finished=ended))
         self._cancel(ended.request, known.epoch)
 
-    async def close(self) -> None:
-        for link in self._links.values():
-            if link.task is not None:
-                link.task.cancel()
+    def close(self) -> None:
+        self._links.close()
 
 
 def _checked(stage: core.StageCore[Any], frame: frames.FrameData) -> list[Effect]:
@@ -477,11 +421,6 @@ def _checked(stage: core.StageCore[Any], frame: frames.FrameData) -> list[Effect
 def _in_chain_of(stage: core.StageCore[Any], stages: int) -> list[Effect]:
     stage.scheduler.stages = stages
     return []
-
-
-async def _write(call: Any, out: Outbox[pb.Down]) -> None:
-    while (message := await out.get()) is not None:
-        await call.write(message)
 
 
 def _now() -> float:

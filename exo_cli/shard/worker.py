@@ -203,7 +203,7 @@ async def serve(start: Start) -> int:
         first=start.first_layer == 0,
         last=start.last_layer == start.layers_in_model,
     )
-    flows = StageFlows(facts, leaves, engine.call, engine.backlog)
+    flows = StageFlows(facts, leaves[0], engine.call, engine.backlog)
 
     def leave() -> None:
         flows.leave()
@@ -234,7 +234,7 @@ async def serve(start: Start) -> int:
         say(_beat(engine, flows))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), BEAT_S)
-    await flows.close()
+    flows.close()
     await server.stop(0.5)
     return Exit.OK
 

@@ -13,12 +13,15 @@ from exo_cli.engine.core import Effect, StageCore
 from exo_cli.engine.scheduler import Scheduler
 from exo_cli.shard import flows as subject
 from exo_cli.shard.flows import StageFacts, StageFlows
+from exo_cli.trust.authority import Leaf
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.hello import hello
 from tests.support.chain import HashCompute, expected
 
 FACTS = StageFacts(stage_id="s", node_id="0" * 32, node_name="n", boot=1, first=True, last=True)
 ROUTE = [pb.Hop(endpoint="127.0.0.1:1", stage_id="s")]
+LEAF = Leaf("", b"", b"", b"")
+"""For streams to others, of which a chain of one stage opens none."""
 DRIVER, OTHER = b"d" * 16, b"o" * 16
 PROMPT = [3, 4, 5]
 
@@ -57,7 +60,7 @@ class Stand:
         )
         self.waiting = 0
         self.timers: list[Timer] = []
-        self.flows = StageFlows(FACTS, [], self.call, lambda: self.waiting, self.later)
+        self.flows = StageFlows(FACTS, LEAF, self.call, lambda: self.waiting, self.later)
 
     def later(self, seconds: float, then: Callable[[], None]) -> "Timer":
         self.timers.append(Timer(seconds, then))

@@ -123,7 +123,7 @@ class FakeStage:
 
     async def stop(self) -> None:
         self.task.cancel()
-        await self.flows.close()
+        self.flows.close()
         await self.server.stop(0)
         with suppress(asyncio.CancelledError):
             await self.task
@@ -140,7 +140,7 @@ async def start_stage(me: Self, source: KeyringSource, request: pb.LoadRequest, 
     leaf = issue_leaf(source.current().primary)
     engine = Engine(core, habits)
     facts = StageFacts(stage_id, me.identity.node_id, me.identity.name, me.identity.boot, first, last)
-    flows = StageFlows(facts, [leaf], engine.call)
+    flows = StageFlows(facts, leaf, engine.call)
     engine.deliver = flows.deliver
     server = grpc.aio.server(options=list(SERVER_OPTIONS))
     add_stage(_Servicer(flows), server)
