@@ -20,7 +20,7 @@ _INTENT_WEIGHTS: Final = (
     | {"unload": 2.2, "ps": 1.8, "ps-memory": 1.3, "discover": 1.5, "discover-nobody": 1.5}
     | {"serve-start": 1.5, "serve-memory": 1.2, "run": 1.6, "run-split": 1.2, "cluster-quick": 1.3}
 )
-TWO_TURNS: Final = 0.12
+TWO_TURNS: Final = 0.16
 HELD_OUT: Final = 8
 """Of every so many phrasings of an intent, one is kept back when generalization is measured."""
 
@@ -51,7 +51,7 @@ class Corpus:
             return [self.turn(rng)]
         first = self.turn(rng)
         fitting = [f for f in self.known.followups if not f.after or first.intent.name in f.after]
-        if fitting and rng.random() < 0.6:
+        if fitting and rng.random() < 0.5:
             special = [f for f in fitting if f.after] or fitting
             chosen = rng.choice(special if rng.random() < 0.75 else fitting)
             question = self.phraser.followup(rng.choice(chosen.templates), rng)

@@ -59,7 +59,7 @@ class Examples:
     """An endless stream of batches."""
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer) -> None:
-        self.corpus, self._tokenizer = corpus, tokenizer
+        self.corpus, self.tokenizer = corpus, tokenizer
         end = end_id(tokenizer)
         self.numbers = {intent.name: n for n, intent in enumerate(corpus.known.intents)}
         answers = {answer for intent in corpus.known.intents for answer in intent.answers}
@@ -67,7 +67,11 @@ class Examples:
         self._decided = _decisions(self._answers)
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decided(self, answer: str) -> int:
+        """The first token of an answer that tells it from all others."""
+        return self._decided[answer]
 
     def batches(self, rng: Random) -> Iterator[Batch]:
         waiting: list[_Example] = []

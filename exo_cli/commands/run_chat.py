@@ -96,6 +96,7 @@ def _obey(session: Session, conversation: "Chat", command: "Command") -> None:
 
 
 def _save(session: Session, conversation: "Chat", name: str) -> None:
+    import os
     from pathlib import Path
 
     import msgspec
@@ -105,7 +106,8 @@ def _save(session: Session, conversation: "Chat", name: str) -> None:
 
     if not name:
         raise UsageProblem("/save needs the name of a file", hint="Say /save chat.json")
-    path = Path(name).expanduser()
+    # Unlike Path's, this leaves alone what names nobody's home.
+    path = Path(os.path.expanduser(name))
     data = msgspec.json.encode({"messages": conversation.messages()})
     atomic.replace(path, msgspec.json.format(data, indent=2) + b"\n")
     session.output.note(f"saved to {path}")

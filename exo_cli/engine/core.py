@@ -229,9 +229,11 @@ class StageCore(Generic[Held]):
             refused = RefusedUp(message.request, message.epoch, error)
             if older is not None and message.epoch <= older.epoch:
                 return [refused]
-            # Whoever raises an epoch has given up the one before.
-            self._close(message.request, message.epoch, keep=False)
-            return [refused, Closed(message.request, message.epoch)]
+            # Whoever raises an epoch has given up the one before; below nobody hears of the new one.
+            below: list[Effect] = []
+            if self._close(message.request, message.epoch, keep=False) and not self.last:
+                below = [CancelDown(message.request, message.epoch)]
+            return [refused, *below, Closed(message.request, message.epoch)]
         if older is not None:
             self._let_go(message.request, older.held, keep=False)
         entry = self.ledger.entries[message.request]
@@ -264,11 +266,6 @@ class StageCore(Generic[Held]):
             position = self.compute.rewind(entry.held.caches, position)
         self.ledger.rewind(request, position)
         entry.held.started = True
-
-    def refused(self, request: int, epoch: int, error: ExoError) -> list[Effect]:
-        """A stage below said no: release, and tell the one above."""
-        self._close(request, epoch, keep=False)
-        return [RefusedUp(request, epoch, error)]
 
     def cancel(self, request: int, epoch: int) -> list[Effect]:
         """The request is over, whatever the reason; its room is free when this returns."""

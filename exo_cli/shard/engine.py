@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from exo_cli.errors import ExoError, Internal
+from exo_cli.errors import ExoError, Internal, SystemFailure
 from exo_cli.shard.cores import pin
 from exo_cli.shard.messages import LEAVE, Beat, Failed, Line, Progress, Ready, Start
 
@@ -101,26 +101,35 @@ class Engine:
 
     async def start(self) -> None:
         """Start the process and hand it its first line; returns at once."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "exo_cli.shard.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=LINE_LIMIT,
-            env={**os.environ, **self._surroundings.environment},
-        )
-        # Before its first line: until then it computes nothing and has started no thread to do so.
-        pin(self._process.pid, self._surroundings.cores)
-        assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(self.start_line) + b"\n")
-        await self._process.stdin.drain()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "exo_cli.shard.worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=LINE_LIMIT,
+                env={**os.environ, **self._surroundings.environment},
+            )
+        except OSError as error:
+            raise SystemFailure(
+                f"no engine can be started: {(error.strerror or str(error)).lower()}",
+                hint="This machine has too little of something: processes, open files or memory.",
+            ) from error
+        # At once: from now on it can end, and whoever waits for that has to hear of it.
         self._tasks = [
             asyncio.create_task(self._hear()),
             asyncio.create_task(self._hear_errors()),
             asyncio.create_task(self._watch()),
         ]
+        # Before its first line: until then it computes nothing and has started no thread to do so.
+        pin(self._process.pid, self._surroundings.cores)
+        assert self._process.stdin is not None
+        # That it has ended by now is the others' to say.
+        with contextlib.suppress(ConnectionError):
+            self._process.stdin.write(msgspec.json.encode(self.start_line) + b"\n")
+            await self._process.stdin.drain()
 
     async def wait_ready(self) -> Ready:
         """The engine's own figures, or why there are none."""
@@ -132,7 +141,8 @@ class Engine:
     async def stop(self, grace_s: float = 2.0) -> None:
         """End it: politely, then for certain."""
         self.state = "unloading"
-        assert self._process is not None
+        if self._process is None:
+            return  # it was never started
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         with contextlib.suppress(TimeoutError):
@@ -190,12 +200,18 @@ class Engine:
 
     async def _watch(self) -> None:
         """A frozen process, or a step that does not end, is killed: its requests go on elsewhere."""
+        looked_s = began_s = time.monotonic()
         while not self.ended.is_set():
             await asyncio.sleep(WATCH_EVERY_S)
-            silent_s = time.monotonic() - self._beat_s
+            now_s = time.monotonic()
+            if now_s - looked_s > SILENT_S / 2:
+                # We stood still ourselves (Ctrl-Z, a closed lid), and it most likely with us.
+                began_s = now_s
+            looked_s = now_s
+            silent_s = now_s - max(self._beat_s, began_s)
             if self.state == "ready" and silent_s > SILENT_S:
                 self._kill(f"it was silent for {silent_s:.0f} s")
-            elif self.beat is not None:
+            elif self.beat is not None and now_s - began_s > SILENT_S:
                 bound_ms = max(STEP_S * 1000, STEP_FACTOR * self.beat.step_ms_p99)
                 if self.beat.stepping_ms > bound_ms:
                     self._kill(f"one step ran for {self.beat.stepping_ms / 1000:.0f} s")

@@ -376,8 +376,8 @@ class StageFlows:
             refused = message.refused
             # Said in the words of the stage that refused, and with its figures.
             self._up(refused.request, message)
-            self._forget(refused.request, refused.epoch)
-            # Downwards as well: a stage that refuses a step still holds the request.
+            # Downwards as well: a stage that refuses a step still holds the request. It counts as ours until
+            # then, or another chain could begin here and that word go the wrong way.
             self._cancel(refused.request, refused.epoch)
         elif kind == "finished":
             known = self._known.get(message.finished.request)

@@ -5,6 +5,7 @@ thread. Knows nothing of requests: what comes back, and that a link is lost, is 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -84,6 +85,8 @@ class Links:
                 writer.cancel()
         except grpc.aio.AioRpcError as error:
             reason = error.details() or str(error.code())
+        except asyncio.InvalidStateError:
+            pass  # it ended before it was greeted
         except ExoError as error:
             reason = error.message
         finally:
@@ -94,5 +97,7 @@ class Links:
 
 
 async def _write(call: Any, out: Outbox[pb.Down]) -> None:
-    while (message := await out.get()) is not None:
-        await call.write(message)
+    # What ended the stream is the reader's to tell.
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        while (message := await out.get()) is not None:
+            await call.write(message)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Final
 
 from exo_cli.errors import BadData, ExoError, NotFound, TryAgain, Unavailable
@@ -75,7 +76,9 @@ class Standing:
         for request in self._requests:
             first: asyncio.Future[None] = loop.create_future()
             loaded.append(first)
-            self._tasks.append(asyncio.create_task(self._hold(request, first)))
+            task = asyncio.create_task(self._hold(request, first))
+            task.add_done_callback(partial(_pass_on, first))
+            self._tasks.append(task)
         await asyncio.gather(*loaded)
 
     def news(self) -> None:
@@ -133,6 +136,13 @@ class Standing:
         await asyncio.sleep(FIRST_PAUSE_S)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), max(0.0, at_most_s - FIRST_PAUSE_S))
+
+
+def _pass_on(first: "asyncio.Future[None]", task: "asyncio.Task[None]") -> None:
+    """What nobody thought of ends the node, too: it must not wait for ever."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not first.done():
+        first.set_exception(error)
 
 
 def _may_pass(error: ExoError) -> bool:

@@ -55,7 +55,7 @@ class EngineThread:
     def __init__(self, start: Start, loop: asyncio.AbstractEventLoop) -> None:
         self._start = start
         self._loop = loop
-        self._inbox: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._deliver: Callable[[list[Effect]], None] = lambda effects: None
         self._core: StageCore[Any] | None = None
         self.ready: asyncio.Future[Ready] = loop.create_future()
@@ -126,7 +126,7 @@ class EngineThread:
                 work = self._inbox.get(timeout=wait_s)
             except queue.Empty:
                 work = _nothing
-            while work is not None:
+            while True:
                 self._give(self._timed(work, core))
                 try:
                     work = self._inbox.get_nowait()
@@ -136,12 +136,12 @@ class EngineThread:
 
     def _poll(self, core: StageCore[Any]) -> float | None:
         """One step of ours at most: what came in meanwhile is looked at between two."""
-        before = core.steps
         effects = self._timed(lambda stage: cast("list[Effect]", stage.poll(time.monotonic())), core)
         if effects is None or isinstance(effects, float):
             return effects
         self._give(effects)
-        return time.monotonic() if core.steps > before else None
+        # After a step that failed as well: the other requests do not wait for news.
+        return time.monotonic()
 
     def _timed(self, work: Call, core: StageCore[Any]) -> Any:
         before = core.steps
@@ -162,10 +162,12 @@ class EngineThread:
         """What is known without disturbing the thread."""
         core, since = self._core, self.stepping_since
         now_s = time.monotonic()
+        # At once: the thread opens and closes requests while we count.
+        entries = list(core.ledger.entries.values()) if core else []
         times = sorted(self.times_ms)
         return Beat(
-            requests=len(core.ledger.entries) if core else 0,
-            kv_used_bytes=core.ledger.reserved_bytes if core else 0,
+            requests=len(entries),
+            kv_used_bytes=sum(entry.bytes for entry in entries),
             steps=core.steps if core else 0,
             tokens=core.rows if core else 0,
             stepping_ms=int((now_s - since) * 1000) if since else 0,

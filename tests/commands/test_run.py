@@ -433,6 +433,8 @@ def test_a_chat(cluster: Cluster, tmp_path: Path) -> None:
         terminal.until(">>> ")
         terminal.type(f"/save {tmp_path / 'chat.json'}\n")
         terminal.until("saved to")
+        terminal.type("/save ~nobody-is-called-that/chat.json\n")
+        terminal.until("cannot write")
         terminal.until(">>> ")
         terminal.type("/clear\n/system t9\n")
         terminal.until("system: t9")

@@ -211,7 +211,7 @@ def test_a_newer_epoch_that_does_not_fit_ends_the_older_one() -> None:
     again = made.open(1, [1, 2, 3], 10**9, epoch=2)
     made.run()
     assert isinstance(again.refused, DoesNotFitNow)
-    assert not made.cores[0].ledger.entries
+    assert is_empty(made)
 
 
 def test_the_same_epoch_again_leaves_the_request_as_it_is() -> None:

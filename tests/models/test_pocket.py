@@ -15,16 +15,22 @@ MODEL = evaluate.MODEL
 WRITTEN_BY_OTHERS = Path(__file__).parent / "pocket_questions.jsonl"
 MAX_BYTES = 4_000_000
 
-Ask = Callable[[list[str]], list[str]]
+Model = tuple[Any, Any]
+Ask = Callable[[str], str]
 
 
 @pytest.fixture(scope="module")
-def ask() -> Ask:
-    """Answers through mlx-lm. MLX's compiler is off: it starts g++."""
+def model() -> Model:
+    """Network and tokenizer, through mlx-lm. MLX's compiler is off: it starts g++."""
     import mlx.core as mx
 
     mx.disable_compile()
-    return lambda questions: evaluate.ask(MODEL, questions)
+    return evaluate.loaded(MODEL)
+
+
+@pytest.fixture(scope="module")
+def ask(model: Model) -> Ask:
+    return lambda question: evaluate.answer(*model, [{"role": "user", "content": question}])
 
 
 def test_it_is_small_and_holds_nothing_else() -> None:
@@ -95,41 +101,32 @@ def test_the_template_keeps_one_turn_of_history_and_ends_where_the_answer_begins
     ],
 )
 def test_plain_questions_get_the_right_verb(ask: Ask, question: str, verb: str) -> None:
-    (answer,) = ask([question])
+    answer = ask(question)
     assert verb in check.verbs(answer), answer
     assert not check.invented(answer), answer
 
 
 @pytest.mark.process
 def test_small_talk_is_answered_and_names_nothing_that_is_not_there(ask: Ask) -> None:
-    for answer in ask(["Hello!", "thanks", "who are you?", "how are you?"]):
+    for answer in map(ask, ("Hello!", "thanks", "who are you?", "how are you?")):
         assert len(answer) > 20
         assert answer.endswith((".", "?", "!"))
         assert not check.invented(answer)
 
 
 @pytest.mark.process
-def test_a_chat_goes_on(ask: Ask) -> None:
-    import mlx_lm
-
-    network: Any
-    network, tokenizer, *_ = mlx_lm.load(str(MODEL))
+def test_a_chat_goes_on(model: Model) -> None:
     chat = [{"role": "user", "content": "how do I start a node?"}]
     for question, verb in (("and how do I stop it?", "serve-shard"), ("which nodes are there?", "discover")):
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
-        chat.append(
-            {"role": "assistant", "content": mlx_lm.generate(network, tokenizer, ids, max_tokens=160)}
-        )
+        chat.append({"role": "assistant", "content": evaluate.answer(*model, chat)})
         chat.append({"role": "user", "content": question})
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
-        answer = mlx_lm.generate(network, tokenizer, ids, max_tokens=160)
-        assert verb in check.verbs(answer), answer
+        said = evaluate.answer(*model, chat)
+        assert verb in check.verbs(said), said
 
 
 def measure(ask: Ask, questions: list[evaluate.Question]) -> tuple[float, float]:
     """The share with a right verb, and the share that names something that does not exist."""
-    answers = ask([question.question for question in questions])
-    results = [evaluate.Result(question, answer) for question, answer in zip(questions, answers, strict=True)]
+    results = [evaluate.Result(question, ask(question.question)) for question in questions]
     n = len(results)
     return sum(result.right for result in results) / n, sum(bool(result.invented) for result in results) / n
 

@@ -1,6 +1,7 @@
 """Real engine processes: they load, end with a sentence when something ends them, and leave no orphan."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -9,10 +10,12 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from exo_cli.errors import SystemFailure
 from exo_cli.shard import engine as parent
 from exo_cli.shard.engine import Engine
 from exo_cli.shard.messages import LeafText, Start
@@ -64,6 +67,11 @@ async def ended(engine: Engine, within_s: float) -> str:
     await asyncio.wait_for(engine.ended.wait(), within_s)
     assert engine.failure is not None
     return engine.failure.message
+
+
+async def speaks(engine: Engine) -> None:
+    while engine.beat is None and not engine.ended.is_set():  # noqa: ASYNC110 - nobody tells of a beat
+        await asyncio.sleep(0.05)
 
 
 def test_it_loads_says_its_figures_and_ends_when_told(start: Callable[..., Start]) -> None:
@@ -150,6 +158,53 @@ def test_a_frozen_engine_is_killed_and_reported(start: Callable[..., Start]) -> 
         os.kill(engine.pid, signal.SIGSTOP)
         assert "silent for" in await ended(engine, 3 * parent.SILENT_S)
 
+    asyncio.run(run())
+
+
+def test_a_node_that_stood_still_itself_does_not_take_its_engine_for_frozen(
+    start: Callable[..., Start], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, stood_s = 0, 0.0
+
+    def monotonic() -> float:
+        nonlocal looks
+        looks += 1
+        return time.monotonic() + stood_s
+
+    async def run() -> None:
+        nonlocal stood_s
+        engine = Engine(start())
+        await engine.start()
+        await asyncio.wait_for(engine.wait_ready(), 60)
+        os.kill(engine.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.1)  # what it said until now is heard
+        stood_s, before = 3600.0, looks
+        async with asyncio.timeout(60):
+            while looks == before:  # noqa: ASYNC110 - the watch does not know that it is watched
+                await asyncio.sleep(0.05)
+            engine.beat = None
+            os.kill(engine.pid, signal.SIGCONT)
+            await asyncio.wait_for(speaks(engine), 60)
+        assert engine.failure is None
+        await engine.stop()
+
+    monkeypatch.setattr(parent, "time", SimpleNamespace(monotonic=monotonic))
+    asyncio.run(run())
+
+
+def test_an_engine_that_cannot_be_started_is_said_and_leaves_nothing_to_wait_for(
+    start: Callable[..., Start], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    async def run() -> None:
+        engine = Engine(start())
+        with pytest.raises(SystemFailure, match="no engine can be started"):
+            await engine.start()
+        await engine.stop()
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", none)
     asyncio.run(run())
 
 

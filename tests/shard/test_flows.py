@@ -12,7 +12,7 @@ from exo_cli.drive.failures import refusal
 from exo_cli.engine.core import Effect, StageCore
 from exo_cli.engine.scheduler import Scheduler
 from exo_cli.shard import flows as subject
-from exo_cli.shard.flows import StageFacts, StageFlows
+from exo_cli.shard.flows import StageFacts, StageFlows, _Flow
 from exo_cli.trust.authority import Leaf
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.hello import hello
@@ -302,6 +302,43 @@ def test_a_refusal_carries_its_exit_code_and_its_hint() -> None:
         await driver.close()
 
     run(main)
+
+
+def test_a_refused_request_counts_until_the_stages_below_have_let_go() -> None:
+    async def main() -> None:
+        facts = StageFacts(stage_id="s", node_id="0" * 32, node_name="n", boot=1, first=True, last=False)
+        core: StageCore[Any] = StageCore(
+            HashCompute(), 1 << 20, first=True, last=False, scheduler=Scheduler(stages=2, chunk_tokens=64)
+        )
+        calls: list[Callable[[StageCore[Any]], list[Effect]]] = []
+        sent: list[tuple[str, str | None]] = []
+        flows = StageFlows(facts, LEAF, calls.append)
+        flows._links.send = lambda to, role, message, size=None: sent.append(  # type: ignore[method-assign]
+            (to[1], message.WhichOneof("kind"))
+        )
+
+        def compute() -> None:
+            while calls:
+                flows.deliver(calls.pop(0)(core))
+
+        def opened(request: int, below: str) -> None:
+            route = [*ROUTE, pb.Hop(endpoint="127.0.0.1:2", stage_id=below)]
+            message = pb.Open(request=request, epoch=1, prompt=PROMPT, max_tokens=4, route=route)
+            flows._open(_Flow(pb.FlowStart.DRIVER, DRIVER, lambda flow: None), message)
+
+        opened(1, "t")
+        compute()
+        flows._answer(pb.Up(refused=pb.Refused(request=1, epoch=1, message="out of turn", exit=65)))
+        opened(2, "u")
+        compute()
+        assert sent == [("t", "open"), ("t", "cancel")]
+        assert not core.ledger.entries
+        assert not flows.requests
+        opened(3, "u")
+        compute()
+        assert sent[2:] == [("u", "open")]
+
+    asyncio.run(main())
 
 
 async def settled(true: Callable[[], bool]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from exo_cli.cluster.ports import free_port
 from exo_cli.shard import links as subject
 from exo_cli.shard.links import Address, Links
+from exo_cli.shard.outbox import Outbox
 from exo_cli.trust.authority import issue_leaf
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
@@ -61,5 +62,20 @@ def test_a_stage_that_does_not_read_is_given_up_with_what_waits_for_it(
             await asyncio.sleep(0)
             assert owner.lost.empty()
             owner.links.close()
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_ends_under_a_message_is_the_readers_to_tell() -> None:
+    class Ended:
+        """A call that is over."""
+
+        async def write(self, message: pb.Down) -> None:
+            raise asyncio.InvalidStateError("RPC already finished")
+
+    async def main() -> None:
+        out: Outbox[pb.Down] = Outbox(2000)
+        out.put(CANCEL)
+        await asyncio.wait_for(subject._write(Ended(), out), 30)
 
     asyncio.run(main())

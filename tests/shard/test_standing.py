@@ -172,6 +172,17 @@ def test_what_cannot_pass_ends_the_node(error: ExoError) -> None:
     asyncio.run(main())
 
 
+def test_what_nobody_thought_of_ends_the_node_as_well() -> None:
+    async def main() -> None:
+        node = Node([cast(Any, ZeroDivisionError("nobody thought of it"))])
+        standing = node.standing()
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(standing.ready(), 30)
+        await standing.stop()
+
+    asyncio.run(main())
+
+
 def test_an_engine_that_dies_is_loaded_again_after_longer_and_longer_pauses(quick: list[float]) -> None:
     node = Node([None, None, BadData("the disk has other bytes now"), None])
 

@@ -219,7 +219,7 @@ class Chain:
                 if at == 0:
                     self.driver[request].refused = error
                 else:
-                    self._carry(at - 1, cores[at - 1].refused(request, epoch, error))
+                    self._carry(at - 1, [effect, *cores[at - 1].cancel(request, epoch)])
             case TokensBack():
                 self._carry(0, cores[0].tokens_back(effect, self.now))
             case TokensOut(tokens):

@@ -8,7 +8,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -50,11 +50,12 @@ class Shard:
     @property
     def engines(self) -> list[psutil.Process]:
         """The engine processes it has now."""
-        return [
-            each
-            for each in psutil.Process(self.pid).children()
-            if "exo_cli.shard.worker" in each.cmdline() and each.status() != psutil.STATUS_ZOMBIE
-        ]
+        found = []
+        for each in psutil.Process(self.pid).children():
+            with suppress(psutil.NoSuchProcess):  # a zombie is one, too
+                if "exo_cli.shard.worker" in each.cmdline() and each.status() != psutil.STATUS_ZOMBIE:
+                    found.append(each)
+        return found
 
     async def node(self, source: KeyringSource) -> Node:
         """What it says of itself."""
