@@ -123,7 +123,7 @@ def size_bytes(text: str, option: str) -> int:
     """A size such as 24GB, 24GiB or 512MiB; a bare number means bytes."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
     unit = _SIZES.get(match[2]) if match is not None else None
-    if match is None or unit is None:
+    if match is None or unit is None or float(match[1]) == 0:
         raise UsageProblem(f"'{text}' is no size for {option}", hint="Write it like 24GB, 24GiB or 512MiB.")
     return int(float(match[1]) * unit)
 

@@ -26,7 +26,7 @@ def ps(session: Session, insecure: InsecureFlag = False) -> int:
       exo ps --json | jq '.stages[] | {node, model, layers, tokens_per_s}'
 
     The last column is what its node could still give to other models. A stage whose engine ended is
-    named with the reason. In the table the last layer is included (0-3 are four); in JSON it is not
+    named with the reason, below the table. There the last layer is included (0-3 are four); in JSON it is not
     ([0,4]). The topology file says which nodes to ask; `exo discover` writes it, and so does every node.
     """
     import asyncio

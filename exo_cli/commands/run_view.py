@@ -37,7 +37,8 @@ class Work:
         if choice.silent:
             self.output.note(f"no answer from {', '.join(choice.silent)}")
         alone = "no node of the cluster answers; " if choice.alone else ""
-        self.output.note(f"{alone}{choice.plan.reason}")
+        why = f"as the plan says: layers {choice.where()}" if choice.planned else choice.plan.reason
+        self.output.note(f"{alone}{why}")
 
     def recovered(self, said: str) -> None:
         # Between two words of the answer: on a terminal the line that stands there ends first.

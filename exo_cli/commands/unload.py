@@ -28,8 +28,8 @@ def unload(
       exo unload llama-3.3-70b
       exo unload
 
-    Requests that still run on it end. A MODEL that no node holds is an error (66); without MODEL,
-    having nothing to let go is none.
+    An answer that still runs on it goes on elsewhere, and may load it there again. A MODEL that no node
+    holds is an error (66); without MODEL, having nothing to let go is none.
     """
     import asyncio
 

@@ -28,7 +28,7 @@ from exo_cli.drive.requests import (
     SendOpen,
     Token,
 )
-from exo_cli.errors import BadData, ExoError, VersionMismatch
+from exo_cli.errors import BadData, ExoError, Unavailable, VersionMismatch
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.frames import MAX_MESSAGE_BYTES
@@ -134,6 +134,9 @@ class Chain:
                 opened = message.opened
                 if (live := self._live.get(opened.request)) is not None:
                     live.do(live.request.opened(opened.epoch, opened.prefix))
+            case "prefilled":
+                if (live := self._live.get(message.prefilled.request)) is not None:
+                    live.request.prefilled(message.prefilled.epoch, now_s)
             case "refused":
                 refused = message.refused
                 if (live := self._live.get(refused.request)) is not None:
@@ -189,8 +192,13 @@ class Generation:
         """Every token once, in order; raises what ended the request, after the last one that came."""
         loop = asyncio.get_running_loop()
         try:
-            self._chain.join(self)
-            self.do(self.request.start(loop.time()))
+            try:
+                self._chain.join(self)
+            except ExoError as broken:  # since somebody chose it
+                self.request.start(loop.time())
+                self.do(self.request.lost(broken))
+            else:
+                self.do(self.request.start(loop.time()))
             while True:
                 news = await self._news.get()
                 match news:
@@ -245,14 +253,15 @@ class Generation:
             self.do(self.request.give_up(error))
             return
         try:
-            async with asyncio.timeout_at(self.request.until_s):
+            async with asyncio.timeout_at(self.request.until_s) as until:
                 chain = await self._recover(error)
             if self.request.state == "waiting":
                 chain.join(self)
                 self._chain = chain
                 self.do(self.request.reopen(loop.time()))
         except TimeoutError:
-            self.do(self.request.tick(loop.time()))
+            late = Unavailable("the nodes that are left did not answer in time")
+            self.do(self.request.tick(loop.time()) if until.expired() else self.request.give_up(late))
         except ExoError as none:
             self.do(self.request.give_up(none))
 

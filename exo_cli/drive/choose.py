@@ -25,6 +25,7 @@ from exo_cli.errors import BadData, DoesNotFit, ExoError, NotAuthorised, Unavail
 from exo_cli.schemas.plan import Plan, PlannedStage
 from exo_cli.schemas.topology import Link, Node, Topology
 from exo_cli.trust.keyring import KeyringSource
+from exo_cli.wire.loads import check_stages
 
 CONFIRM_S: Final = 0.3
 PROBE_S: Final = 0.3
@@ -60,6 +61,16 @@ class Choice:
     silent: tuple[str, ...] = ()
     """Names of nodes that were expected and did not answer."""
     alone: bool = False
+    planned: bool = False
+    """Somebody said so with a plan."""
+
+    def where(self) -> str:
+        """Which layers go where, in words."""
+        stages = self.plan.replicas[0].stages
+        return ", ".join(
+            f"{self.nodes[stage.ranks[0].node].name} {stage.layers[0]}-{stage.layers[1] - 1}"
+            for stage in stages
+        )
 
 
 @dataclass(slots=True)
@@ -93,12 +104,10 @@ async def choose(
     silent = _silent([node for node in known if node.state == "ready"], found)
     workers = [node for node in found.nodes.values() if unfit(node) is None]
     if not workers:
-        if (need.nodes or 1) > 1:
-            raise Unavailable(
-                f"{need.nodes} nodes are wanted, and none answers", hint="exo discover --explain says why."
-            )
+        _check_enough(need, workers)
         node = await private()
         return Choice(_split(needs, [node], node.host), {node.id: node}, (), silent, alone=True)
+    _check_enough(need, workers)
     chain = _loaded_chain(need, workers)
     everybody = list(found.nodes.values())  # who takes no part is named in the reason
     if chain:
@@ -108,6 +117,16 @@ async def choose(
     except DoesNotFit:
         used = _split(needs, await emptied(everybody, around.source), host_id())
     return Choice(used, found.nodes, links, silent)
+
+
+def _check_enough(need: Need, workers: Sequence[Node]) -> None:
+    if (need.nodes or 1) > max(1, len(workers)):
+        names = ", ".join(sorted(node.name for node in workers))
+        answers = f"{'one answers' if len(workers) == 1 else f'{len(workers)} answer'}: {names}"
+        raise Unavailable(
+            f"{need.nodes} nodes are wanted, and {answers if workers else 'none answers'}",
+            hint="Start exo serve-shard on more machines; exo discover --explain says why one is not seen.",
+        )
 
 
 def _split(needs: Sequence[Need], nodes: Sequence[Node], here: str) -> Plan:
@@ -121,10 +140,12 @@ def _split(needs: Sequence[Need], nodes: Sequence[Node], here: str) -> Plan:
 async def _planned(need: Need, around: Around, plan: Plan) -> Choice:
     """A plan names its nodes: all of them, or nothing."""
     if plan.model.digest != need.model.digest:
-        raise BadData(
-            f"the plan is for another model: {plan.model.name}, not {need.model.name}",
-            hint="Make the plan for the nodes that there are, or leave --plan out.",
-        )
+        what = f"another model: {plan.model.name}, not {need.model.name}"
+        if plan.model.name == need.model.name:
+            what = f"another version of {need.model.name}: its digest begins with {plan.model.digest[:12]!r}"
+            what += f", this one's with {need.model.digest[:12]!r}"
+        raise BadData(f"the plan is for {what}", hint="Make the plan anew, or leave --plan out.")
+    check_stages(plan, plan.replicas[0].stages if plan.replicas else (), need.size.layers)
     wanted = {rank.node for replica in plan.replicas[:1] for stage in replica.stages for rank in stage.ranks}
     known = [node for node in around.topology.nodes if wanted & {node.id, node.name}]
     found = await _confirm(known, around.source, PLANNED_S)
@@ -139,7 +160,7 @@ async def _planned(need: Need, around: Around, plan: Plan) -> Choice:
             hint="Start exo serve-shard there, or leave --plan out.",
         )
     used = {called[each].id: called[each] for each in wanted}
-    return Choice(_by_id(plan, called), used, around.topology.links)
+    return Choice(_by_id(plan, called), used, around.topology.links, planned=True)
 
 
 def _called(nodes: Iterable[Node]) -> dict[str, Node]:

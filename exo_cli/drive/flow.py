@@ -158,7 +158,8 @@ class Flow:
 
 
 async def ended(task: "asyncio.Task[None]") -> None:
-    """End a task and wait until it has."""
+    """End a task and wait until it has; what it raised was its own to tell."""
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()

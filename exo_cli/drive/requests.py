@@ -20,6 +20,8 @@ OPEN_TIMEOUT_S: Final = 10.0
 SILENCE_S: Final = 5.0
 """A running request that is silent for so long, or for ten times its slowest recent steps, is lost."""
 SILENCE_FACTOR: Final = 10.0
+PROMPT_SILENCE_S: Final = 120.0
+"""While a prompt is computed: chunks are short, but others' may come between, and a CPU may be slow."""
 _GAPS: Final = 128
 # Whoever was stopped (Ctrl-Z, a closed lid) has not waited for longer than this between two looks.
 _TICK_S: Final = 1.0
@@ -117,6 +119,7 @@ class Request:
     """How many tokens had been emitted when it was last replayed."""
     _gaps_s: deque[float] = field(default_factory=lambda: deque(maxlen=_GAPS))
     _last_token_s: float | None = None
+    _prefilled_s: float = 0.0
     _silent_s: float = 0.0
     _looked_s: float = 0.0
 
@@ -170,6 +173,12 @@ class Request:
             self.state = "running"
             self._silent_s = 0.0
         return []
+
+    def prefilled(self, epoch: int, now_s: float) -> None:
+        """A part of its prompt was computed; a token takes no longer than that did."""
+        if self._listens(epoch):
+            self._gaps_s.append(now_s - self._prefilled_s)
+            self._prefilled_s, self._silent_s = now_s, 0.0
 
     def refused(self, epoch: int, error: ExoError) -> list[Action]:
         """A stage said no: to the request, which is final, or in the middle of it, which is a failure."""
@@ -226,7 +235,7 @@ class Request:
             return []
         if self._is_late(now_s):
             return self._late(tell=self.state != "waiting")
-        if self.state == "opening" or (self.state == "running" and self._last_token_s is not None):
+        if self.state in ("opening", "running"):
             self._silent_s += max(passed_s, 0.0)
             bound_s = self._patience_s()
             if self._silent_s > bound_s:
@@ -245,7 +254,8 @@ class Request:
 
     def _open(self, now_s: float) -> list[Action]:
         self.state = "opening"
-        self._looked_s, self._silent_s, self._last_token_s = now_s, 0.0, None
+        self._looked_s = self._prefilled_s = now_s
+        self._silent_s, self._last_token_s = 0.0, None
         left_ms = 0 if self.until_s is None else max(1, round((self.until_s - now_s) * 1000))
         return [
             SendOpen(
@@ -308,5 +318,7 @@ class Request:
     def _patience_s(self) -> float:
         if self.state == "opening":
             return OPEN_TIMEOUT_S
+        if self._last_token_s is None:
+            return PROMPT_SILENCE_S
         # The slowest of the last hundred or so stands for their 99th percentile.
         return max(SILENCE_S, SILENCE_FACTOR * max(self._gaps_s, default=0.0))

@@ -97,6 +97,15 @@ class OpenedUp:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefilledUp:
+    """From the first stage to the driver: so much of its prompt is through the chain."""
+
+    request: int
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class RefusedUp:
     request: int
     epoch: int
@@ -135,7 +144,16 @@ class Closed:
 
 
 Effect = (
-    OpenDown | FrameDown | CancelDown | OpenedUp | RefusedUp | TokensBack | TokensOut | FinishedOut | Closed
+    OpenDown
+    | FrameDown
+    | CancelDown
+    | OpenedUp
+    | PrefilledUp
+    | RefusedUp
+    | TokensBack
+    | TokensOut
+    | FinishedOut
+    | Closed
 )
 
 
@@ -396,8 +414,10 @@ class StageCore(Generic[Held]):
 
     def tokens_back(self, message: TokensBack, now_s: float) -> list[Effect]:
         """At the first stage: go on with what the last one sampled."""
-        self.scheduler.through(message.step, now_s)
         effects: list[Effect] = []
+        chunk = self.scheduler.through(message.step, now_s)
+        if chunk is not None and (entry := self.ledger.entries.get(chunk.request)) is not None:
+            effects.append(PrefilledUp(chunk.request, entry.epoch, chunk.position + chunk.n))
         over = {request for request, _ in message.finished}
         for token in message.tokens:
             entry = self.ledger.entries.get(token.request)

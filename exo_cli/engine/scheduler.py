@@ -90,11 +90,13 @@ class Scheduler:
         self._ready[request] = now_s
         return True
 
-    def through(self, number: int, now_s: float) -> None:
-        """A step has left the chain's last stage."""
+    def through(self, number: int, now_s: float) -> Row | None:
+        """A step has left the chain's last stage; the chunk of a prompt that it was, if it was one."""
         step = self._under_way.pop(number, None)
-        if step is not None and step.chunk:
-            self._pace.took(step.rows[0].n, now_s - step.began_s)
+        if step is None or not step.chunk:
+            return None
+        self._pace.took(step.rows[0].n, now_s - step.began_s)
+        return step.rows[0]
 
     def close(self, request: int) -> None:
         """Finished or cancelled: it takes part in no further step."""

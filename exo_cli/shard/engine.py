@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -163,7 +163,7 @@ class Engine:
         assert self._process is not None
         assert self._process.stdout is not None
         said: ExoError | None = None
-        async for raw in self._process.stdout:
+        async for raw in _lines(self._process.stdout):
             try:
                 line = msgspec.json.decode(raw, type=Line)
             except msgspec.MsgspecError:
@@ -195,7 +195,7 @@ class Engine:
     async def _hear_errors(self) -> None:
         assert self._process is not None
         assert self._process.stderr is not None
-        async for raw in self._process.stderr:
+        async for raw in _lines(self._process.stderr):
             self._stderr.append(raw.decode(errors="replace").rstrip())
 
     async def _watch(self) -> None:
@@ -226,6 +226,18 @@ class Engine:
                 return f"{what} was ended by {signal.Signals(-code).name}"
         last = next((line for line in reversed(self._stderr) if line.strip()), "it said nothing")
         return f"{what} ended with {code}: {last[:300]}"
+
+
+async def _lines(pipe: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """What a process says; of a line without end nothing, but the pipe never fills."""
+    while True:
+        try:
+            line = await pipe.readline()
+        except ValueError:
+            continue
+        if not line:
+            return
+        yield line
 
 
 def _as_error(line: Failed) -> ExoError:

@@ -66,6 +66,7 @@ class StageFacts:
     boot: int
     first: bool
     last: bool
+    reach: translate.Reach = field(default_factory=translate.Reach)
 
 
 @dataclass(slots=True)
@@ -277,7 +278,7 @@ class StageFlows:
             return TryAgain("this node is leaving and takes no new requests")
         if known is not None and message.epoch <= known.epoch:
             return BadData(f"request {message.request} is open already, and not in an older epoch")
-        return translate.objection(message)
+        return translate.objection(message, facts.reach)
 
     def _remember(self, flow: _Flow, message: pb.Open) -> None:
         older = self._known.get(message.request)
@@ -315,6 +316,9 @@ class StageFlows:
                 case core.OpenedUp(request, epoch, prefix, chunk):
                     opened_up = pb.Opened(request=request, epoch=epoch, prefix=prefix, chunk_tokens=chunk)
                     self._up(request, pb.Up(opened=opened_up))
+                case core.PrefilledUp(request, epoch, position):
+                    done = pb.Prefilled(request=request, epoch=epoch, position=position)
+                    self._up(request, pb.Up(prefilled=done))
                 case core.RefusedUp(request, epoch, error):
                     refused = translate.refused(request, epoch, error, self._facts.node_name)
                     self._up(request, pb.Up(refused=refused))
@@ -399,7 +403,7 @@ class StageFlows:
 
     def _end_early(self, known: _Known, ended: pb.Finished) -> None:
         """Tell the driver, by its own flow here or up the chain, and let go."""
-        for flow in self._flows.get(known.driver, [])[:1]:
+        for flow in self._flows.get(known.driver, [])[-1:]:
             flow.send(pb.Up(finished=ended))
         if not self._facts.first:
             known.flow.send(pb.Up(finished=ended))

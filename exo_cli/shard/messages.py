@@ -47,6 +47,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[int, int]
     """The data ports to choose from, both included; (0, 0): any free one."""
     leaves: list[LeafText]
+    private_only: bool = False
+    """It goes to no public address, wherever a route may lead."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):

@@ -203,6 +203,7 @@ class ShardService(WeightsServicer, NodeService):
                 )
                 for leaf in leaves
             ],
+            private_only=self._source.current().kind == "insecure",
         )
 
     async def Unload(self, request: pb.UnloadRequest, context: Any) -> pb.UnloadReply:

@@ -1,17 +1,42 @@
 """The data stream's messages and the stage core's, into each other. Pure."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
 
+from exo_cli.cluster.pairs import is_unix, split_endpoint
 from exo_cli.engine.core import Open, Token, TokensBack
-from exo_cli.errors import BadData, ExoError
+from exo_cli.errors import BadData, ExoError, NotAuthorised
 from exo_cli.schemas.sampling import Sampling
+from exo_cli.trust.private import is_private
 from exo_cli.wire import exo_pb2 as pb
 
 MAX_PROMPT = 1 << 22
 MAX_BIAS = 4096
 
 
-def objection(message: pb.Open) -> ExoError | None:
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where an engine goes when a route says so."""
+
+    unix: bool = False
+    """Sockets of the file system, as it listens on one itself; else addresses."""
+    private_only: bool = False
+
+    def objection(self, endpoint: str) -> ExoError | None:
+        if is_unix(endpoint):
+            return None if self.unix else BadData("a route to a socket of this machine's file system")
+        try:
+            host, _ = split_endpoint(endpoint)
+            ip_address(host)
+        except ValueError:
+            return BadData("a route goes over literal addresses, each with its port")
+        if self.private_only and not is_private(host):
+            return NotAuthorised(f"--insecure does not speak to {host}: it is not a private address")
+        return None
+
+
+def objection(message: pb.Open, reach: Reach) -> ExoError | None:
     """What the message asks for that no stage does."""
     if len(message.prompt) > MAX_PROMPT:
         return BadData(f"a prompt has at most {MAX_PROMPT} tokens, not {len(message.prompt)}")
@@ -19,7 +44,7 @@ def objection(message: pb.Open) -> ExoError | None:
         return BadData(f"at most {MAX_BIAS} tokens can have a bias, not {len(message.sampler.logit_bias)}")
     if message.sampler.grammar:
         return BadData("this version does not constrain its output by a grammar")
-    return None
+    return next((said for hop in message.route if (said := reach.objection(hop.endpoint))), None)
 
 
 def open_of(message: pb.Open) -> Open:

@@ -29,6 +29,7 @@ from exo_cli.cluster.ports import free_port, is_free
 from exo_cli.engine.core import Effect, StageCore
 from exo_cli.errors import Exit, ExoError, SystemFailure
 from exo_cli.fetch.partial import coverage
+from exo_cli.shard import translate
 from exo_cli.shard.flows import StageFacts, StageFlows
 from exo_cli.shard.messages import LEAVE, Beat, Failed, LeafText, Line, Progress, Ready, Start
 from exo_cli.trust.authority import Leaf
@@ -204,6 +205,7 @@ async def serve(start: Start) -> int:
         boot=start.boot,
         first=start.first_layer == 0,
         last=start.last_layer == start.layers_in_model,
+        reach=translate.Reach(unix=is_unix(start.hosts[0]), private_only=start.private_only),
     )
     flows = StageFlows(facts, leaves[0], engine.call, engine.backlog)
 

@@ -475,20 +475,22 @@ class Down(_message.Message):
     def __init__(self, start: _Optional[_Union[FlowStart, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Up(_message.Message):
-    __slots__ = ("ready", "opened", "refused", "tokens", "finished", "trace")
+    __slots__ = ("ready", "opened", "refused", "tokens", "finished", "trace", "prefilled")
     READY_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_FIELD_NUMBER: _ClassVar[int]
     ready: FlowReady
     opened: Opened
     refused: Refused
     tokens: Tokens
     finished: Finished
     trace: Trace
-    def __init__(self, ready: _Optional[_Union[FlowReady, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ...) -> None: ...
+    prefilled: Prefilled
+    def __init__(self, ready: _Optional[_Union[FlowReady, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ...) -> None: ...
 
 class FlowStart(_message.Message):
     __slots__ = ("hello", "stage_id", "role", "trace", "driver")
@@ -708,6 +710,16 @@ class Finished(_message.Message):
     reason: str
     message: str
     def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Prefilled(_message.Message):
+    __slots__ = ("request", "epoch", "position")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    epoch: int
+    position: int
+    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("request", "epoch")

@@ -122,7 +122,7 @@ def says(prompt: Sequence[int], n: int) -> str:
 def test_the_answer_and_nothing_else_goes_to_standard_output(cluster: Cluster) -> None:
     done = cluster.run(QUESTION, "--max-tokens", "8", "--stats")
     assert (done.returncode, done.stdout) == (0, says(ids(5, 7, 11), 8))
-    assert "a test" in done.stderr
+    assert "as the plan says: layers a 0-1, b 2-3" in done.stderr
     assert re.search(r"4 prompt tokens \(\d+ cached\); 8 generated; the first after \d+ ms", done.stderr)
     assert "layers a 0-1, b 2-3" in done.stderr
 

@@ -77,7 +77,7 @@ def test_a_plans_nodes_and_no_others() -> None:
             with pytest.raises(Unavailable, match="nodes that do not answer: b"):
                 await choose(NEED, around(source, a, gone), plan=plan, private=no_private)
             other = replace(NEED, model=msgspec.structs.replace(NEED.model, digest="e" * 64))
-            with pytest.raises(BadData, match="another model"):
+            with pytest.raises(BadData, match="another version of toy: its digest begins with 'dddd"):
                 await choose(other, around(source, a, b), plan=plan, private=no_private)
 
     asyncio.run(main())
@@ -177,7 +177,13 @@ def test_a_loaded_chain_is_used_only_where_it_has_as_many_nodes_as_were_asked_fo
     assert choose_module._loaded_chain(replace(NEED, nodes=1), there) is None
 
 
-def test_several_nodes_are_wanted_and_nobody_is_there() -> None:
+def test_more_nodes_are_wanted_than_answer() -> None:
+    need, there = replace(NEED, nodes=3), [holder("b"), holder("a")]
+    choose_module._check_enough(replace(NEED, nodes=2), there)
+    with pytest.raises(Unavailable, match="3 nodes are wanted, and 2 answer: a, b"):
+        choose_module._check_enough(need, there)
+    with pytest.raises(Unavailable, match="3 nodes are wanted, and one answers: b"):
+        choose_module._check_enough(need, there[:1])
     with pytest.raises(Unavailable, match="2 nodes are wanted, and none answers"):
         asyncio.run(choose(replace(NEED, nodes=2), around(KeyringSource()), plan=None, private=no_private))
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from exo_cli.drive.requests import (
     MAX_FAILOVERS,
     OPEN_TIMEOUT_S,
+    PROMPT_SILENCE_S,
     SILENCE_S,
     Action,
     Ask,
@@ -238,10 +239,22 @@ def test_a_chain_that_does_not_answer_or_falls_silent_is_lost() -> None:
     assert ticked(request, 0.0, OPEN_TIMEOUT_S) == []
     assert isinstance(ticked(request, OPEN_TIMEOUT_S, OPEN_TIMEOUT_S + 1)[-1], Replay)
     request = running()
-    assert ticked(request, 0.0, 1000.0) == []  # a long prompt is computed
-    request.token(token(request), 1000.0)
-    assert ticked(request, 1000.0, 1000.0 + SILENCE_S) == []
-    assert isinstance(ticked(request, 1000.0 + SILENCE_S, 1001.0 + SILENCE_S)[-1], Replay)
+    request.token(token(request), 0.0)
+    assert ticked(request, 0.0, SILENCE_S) == []
+    assert isinstance(ticked(request, SILENCE_S, SILENCE_S + 1)[-1], Replay)
+
+
+def test_a_prompt_may_take_long_while_its_chunks_are_told() -> None:
+    request = running()
+    for now_s in (100.0, 200.0, 300.0):
+        assert ticked(request, now_s - 100, now_s) == []
+        request.prefilled(1, now_s)
+    request.token(token(request), 300.0)
+    assert ticked(request, 300.0, 1299.0) == []  # as slow as its chunks were, ten times over
+    assert isinstance(ticked(request, 1299.0, 1301.0)[-1], Replay)
+    request = running()
+    request.prefilled(2, 60.0)  # of another epoch
+    assert isinstance(ticked(request, 0.0, PROMPT_SILENCE_S + 1)[-1], Replay)
 
 
 def test_a_slow_chain_has_more_time() -> None:

@@ -53,6 +53,7 @@ def test_a_prompt_goes_in_chunks_that_the_slowest_stage_takes() -> None:
         seen = made.open(1, list(range(1, 18)), 1)
         made.run()
         assert seen.tokens == expected(3, list(range(1, 18)), 1)
+        assert seen.prefilled == [2, 4, 6, 8, 10, 12, 14, 16, 17]
         steps[slow] = [core.steps for core in made.cores]
     assert steps == {slow: [9, 9, 9] for slow in range(3)}
 

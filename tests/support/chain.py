@@ -22,6 +22,7 @@ from exo_cli.engine.core import (
     Open,
     OpenDown,
     OpenedUp,
+    PrefilledUp,
     RefusedUp,
     StageCore,
     Token,
@@ -132,6 +133,8 @@ class Driven:
     prefix: int | None = None
     refused: Any = None
     finished: str | None = None
+    prefilled: list[int] = field(default_factory=list)
+    """How far its prompt was through the chain, each time the first stage said so."""
 
 
 class Chain:
@@ -215,6 +218,9 @@ class Chain:
                     self.driver[request].prefix = prefix
                 else:
                     self._carry(at - 1, cores[at - 1].opened(request, epoch, prefix, chunk))
+            case PrefilledUp(request, _, position):
+                assert at == 0
+                self.driver[request].prefilled.append(position)
             case RefusedUp(request, epoch, error):
                 if at == 0:
                     self.driver[request].refused = error

@@ -8,7 +8,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +30,7 @@ from exo_cli.wire.hello import hello
 from exo_cli.wire.stubs import control
 from tests.support import nodes
 from tests.support.cli import EXO
-from tests.support.processes import Running
+from tests.support.processes import Running, is_engine
 
 MEMORY_BYTES = 512 << 20
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME", "VIRTUAL_ENV")
@@ -50,12 +50,7 @@ class Shard:
     @property
     def engines(self) -> list[psutil.Process]:
         """The engine processes it has now."""
-        found = []
-        for each in psutil.Process(self.pid).children():
-            with suppress(psutil.NoSuchProcess):  # a zombie is one, too
-                if "exo_cli.shard.worker" in each.cmdline() and each.status() != psutil.STATUS_ZOMBIE:
-                    found.append(each)
-        return found
+        return [each for each in psutil.Process(self.pid).children() if is_engine(each)]
 
     async def node(self, source: KeyringSource) -> Node:
         """What it says of itself."""

@@ -13,11 +13,13 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fcntl import ioctl
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.support.cli import EXO
 
@@ -163,3 +165,10 @@ def terminal(*arguments: str, columns: int = 100, rows: int = 40, **environment:
             popen.kill()
         popen.wait(10)
         os.close(master)
+
+
+def is_engine(process: psutil.Process) -> bool:
+    """Whether it is an engine, and not one that has ended meanwhile."""
+    with suppress(psutil.NoSuchProcess):  # a zombie is one, too
+        return "exo_cli.shard.worker" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+    return False
