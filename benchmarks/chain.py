@@ -26,7 +26,7 @@ from tests.support.cluster import Driven, loaded, shards
 HERE = Path(__file__).parent
 TARGET_US = 400.0
 LAYERS = 3
-BOUNDS = ((0, 3), (0, 1, 3), (0, 1, 2, 3))
+BOUNDS = ((0, 3), (0, 2, 3), (0, 1, 2, 3))
 ROUNDS = 12
 TOKENS = 200
 WARM_UP = 40

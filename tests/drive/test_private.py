@@ -102,6 +102,8 @@ def test_all_that_is_said_goes_through_the_file_system(clean_environment: Path, 
         topology=config.topology_path(),
     )
 
+    before = psutil.Process().children(recursive=True)
+
     async def main() -> None:
         async with Driver(settings, KeyringSource()) as driver:
             chain = await driver.chain(100)
@@ -110,7 +112,7 @@ def test_all_that_is_said_goes_through_the_file_system(clean_environment: Path, 
             found = [token.id async for token in chain.generate(Ask(prompt, n)).tokens()]
             assert len(found) == n
             # The node, its engine, and whatever else it started.
-            processes = psutil.Process().children(recursive=True)
+            processes = [each for each in psutil.Process().children(recursive=True) if each not in before]
             assert len([each for each in processes if is_engine(each)]) == 1
             assert [sockets for each in processes if (sockets := each.net_connections("inet"))] == []
 
