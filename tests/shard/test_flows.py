@@ -123,9 +123,11 @@ class Driver:
             self._got.put_nowait(error)
 
     async def read(self, kind: str) -> Any:
-        """The next message, which is of this kind."""
+        """The next message, which is of this kind; that a prompt goes on is passed over."""
         async with asyncio.timeout(10):
             message = await self._got.get()
+            while kind != "prefilled" and isinstance(message, pb.Up) and message.HasField("prefilled"):
+                message = await self._got.get()
         if isinstance(message, Aborted):
             raise message
         assert message.WhichOneof("kind") == kind
@@ -157,6 +159,8 @@ def test_a_request_runs_to_its_end() -> None:
         found = []
         while stand.step():
             found += [row.id for row in (await driver.read("tokens")).rows]
+            if len(found) == 1:
+                assert (await driver.read("prefilled")).position == len(PROMPT)
         assert found == expected(1, PROMPT, 4)
         assert stand.is_empty
         await driver.close()

@@ -339,8 +339,9 @@ def test_a_chunk_longer_than_any_is_refused_before_anything_is_allocated(stand: 
         await beside.send(long)
         refused = await beside.down.next("refused")
         assert "60000 tokens at once" in refused.message
-        # The frame itself is 15 MB, and has arrived.
-        assert stand.rss_bytes() - held < RSS_BYTES + 3 * 4 * WIDTH * n
+        # The frame itself is 15 MB and has arrived: as pieces, as messages and whole. Its attention
+        # alone would be 14 GB a head.
+        assert stand.rss_bytes() - held < RSS_BYTES + 6 * 4 * WIDTH * n
         just = FrameData(9, (Part(2, 1, 0, MAX_CHUNK + 1),), (1,) * (MAX_CHUNK + 1), zeros(MAX_CHUNK + 1))
         await beside.send(just)
         assert "2049 tokens at once" in (await beside.down.next("refused")).message

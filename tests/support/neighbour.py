@@ -51,15 +51,20 @@ class Stream:
 
     async def next(self, kind: str) -> Any:
         """The next message, which is of this kind."""
-        async with asyncio.timeout(GIVE_UP_S):
-            message = await self.came.get()
+        message = await self._message()
         assert message.WhichOneof("kind") == kind, message
         return getattr(message, kind)
 
+    async def _message(self) -> pb.Up:
+        """That a prompt goes on is no answer to anything."""
+        async with asyncio.timeout(GIVE_UP_S):
+            while (message := await self.came.get()).WhichOneof("kind") == "prefilled":
+                pass
+        return message
+
     async def either(self, *kinds: str) -> str:
         """Which of these kinds the next message is of."""
-        async with asyncio.timeout(GIVE_UP_S):
-            message = await self.came.get()
+        message = await self._message()
         kind = str(message.WhichOneof("kind"))
         assert kind in kinds, message
         return kind
