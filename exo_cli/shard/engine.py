@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from exo_cli.errors import ExoError, Internal, SystemFailure
+from exo_cli.errors import ExoError, Internal, SystemFailure, TryAgain
 from exo_cli.shard.cores import pin
 from exo_cli.shard.messages import LEAVE, Beat, Failed, Line, Progress, Ready, Start
 
@@ -46,6 +46,15 @@ class Surroundings:
     """Beside what the parent has."""
     cores: frozenset[int] = frozenset()
     """None: any."""
+
+
+class LetGo(TryAgain):
+    """Somebody unloaded it meanwhile."""
+
+    code = "let-go"
+
+    def __init__(self) -> None:
+        super().__init__("the stage was let go while it was being loaded", hint="Run the command again.")
 
 
 class Engine:
@@ -135,6 +144,8 @@ class Engine:
         """The engine's own figures, or why there are none."""
         await self.known.wait()
         if self.ready_line is None:
+            if self.state == "unloading":
+                raise LetGo
             raise self.failure or EngineFailed("the engine ended before it was ready")
         return self.ready_line
 

@@ -18,6 +18,7 @@ from exo_cli.cluster.service import NodeService
 from exo_cli.errors import BadData, ExoError, TryAgain
 from exo_cli.fetch.serve_weights import WeightsServicer
 from exo_cli.fetch.stores import Stores
+from exo_cli.shard.engine import LetGo
 from exo_cli.shard.engines import DEFAULT_KEEP_ALIVE_S, Engines, Lease, Wanted
 from exo_cli.shard.messages import LeafText, Progress, Start, WireDType
 from exo_cli.trust.authority import issue_leaf
@@ -131,8 +132,9 @@ class ShardService(WeightsServicer, NodeService):
                         said = pb.LoadProgress(doing=line.doing, done=line.done, total=line.total)
                         yield pb.LoadEvent(progress=said)
         lease = self._engines.find(request.load_id)
-        if lease is not None:
-            yield self._ready(lease)
+        if lease is None:
+            raise LetGo
+        yield self._ready(lease)
 
     def _held(self, request: pb.LoadRequest) -> Lease | None:
         """The lease that is what they ask for, whoever asked for it first."""

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from exo_cli.errors import SystemFailure
+from exo_cli.errors import SystemFailure, TryAgain
 from exo_cli.shard import engine as parent
 from exo_cli.shard.engine import Engine
 from exo_cli.shard.messages import LeafText, Start
@@ -110,6 +110,19 @@ def test_what_cannot_be_loaded_is_said_with_its_exit_code(
         assert says in message
         assert engine.failure is not None
         assert engine.failure.exit == code
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_an_engine_that_is_let_go_hears_of_it(start: Callable[..., Start]) -> None:
+    async def run() -> None:
+        engine = Engine(start())
+        await engine.start()
+        waiting = asyncio.create_task(engine.wait_ready())
+        await asyncio.sleep(0)
+        await engine.stop()
+        with pytest.raises(TryAgain, match="let go while it was being loaded"):
+            await waiting
 
     asyncio.run(run())
 
