@@ -36,9 +36,12 @@ class Work:
     def chosen(self, choice: "Choice") -> None:
         if choice.silent:
             self.output.note(f"no answer from {', '.join(choice.silent)}")
-        alone = "no node of the cluster answers; " if choice.alone else ""
-        why = f"as the plan says: layers {choice.where()}" if choice.planned else choice.plan.reason
-        self.output.note(f"{alone}{why}")
+        if choice.alone:
+            self.output.note("no node of the cluster answers; it runs on this machine alone")
+        elif choice.planned:
+            self.output.note(f"as the plan says: layers {choice.where()}")
+        else:
+            self.output.note(choice.plan.reason)
 
     def recovered(self, said: str) -> None:
         # Between two words of the answer: on a terminal the line that stands there ends first.

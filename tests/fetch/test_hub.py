@@ -318,6 +318,7 @@ def test_run_brings_a_model_and_runs_it(hub: Hub, tmp_path: Path, clean_environm
     first = run()
     assert first.returncode == 0, first.stderr
     assert "fetching org/tiny from the hub" in first.stderr
+    assert "it runs on this machine alone" in first.stderr
     # Nothing but the answer goes to standard output; the second time, nobody asks the hub.
     again = run(HF_HUB_OFFLINE="1")
     assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
