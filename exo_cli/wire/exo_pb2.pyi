@@ -265,16 +265,14 @@ class LoadFailed(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., hint: _Optional[str] = ..., exit: _Optional[int] = ..., bytes_needed: _Optional[int] = ..., bytes_free: _Optional[int] = ..., holders: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UnloadRequest(_message.Message):
-    __slots__ = ("hello", "stage_id", "model", "drain_ms")
+    __slots__ = ("hello", "stage_id", "model")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
-    DRAIN_MS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     stage_id: str
     model: str
-    drain_ms: int
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., stage_id: _Optional[str] = ..., model: _Optional[str] = ..., drain_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., stage_id: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class UnloadReply(_message.Message):
     __slots__ = ("stage_ids", "freed_bytes")
