@@ -4,7 +4,8 @@ mlx-lm builds the model and repairs the checkpoint's names (`sanitize`, every qu
 per-path overrides). It is given every tensor's name, dtype and shape, but only the stage's own bytes:
 for the others a placeholder stands, of not-a-number where that exists, so that a mistake shows. First
 a skeleton of placeholders alone tells what a stage needs; nothing but headers is read for that. Then
-the stage's tensors are read layer by layer.
+the stage's tensors are read layer by layer. Where they come from is an `Origin`: the directory's files,
+or something that makes them (random_weights).
 
 Numerics: with a `dtype`, whatever holds fractions (weights, norms, embeddings, the scales and biases of
 affine quantization) is cast to it while it is read; packed integers and the byte scales of mxfp4, mxfp8
@@ -14,7 +15,7 @@ MLX itself does with float32 inputs. Knows nothing of requests, caches or frames
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -63,6 +64,46 @@ _FAULTS: Final = (
 Source = Mapping[str, mx.array]
 
 
+class Origin(Protocol):
+    """Where tensors come from."""
+
+    def arrays(self, directory: ModelDirectory, needed: Iterable[TensorInfo]) -> dict[str, mx.array]:
+        """These tensors by name, not computed yet."""
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Called with every tensor's name, just before it is computed."""
+
+
+class Files:
+    """The directory's own files."""
+
+    def arrays(self, directory: ModelDirectory, needed: Iterable[TensorInfo]) -> dict[str, mx.array]:
+        by_file: dict[str, list[TensorInfo]] = {}
+        for info in needed:
+            by_file.setdefault(info.file, []).append(info)
+        found: dict[str, mx.array] = {}
+        for file, infos in by_file.items():
+            try:
+                arrays = mx.load(str(directory.path / file))
+            except (RuntimeError, ValueError) as error:
+                raise BadData(f"{file} cannot be read: {error}"[:300]) from error
+            assert isinstance(arrays, dict)
+            for info in infos:
+                array = arrays.get(info.name)
+                if array is None or array.shape != info.shape or array.dtype != _dtype(info):
+                    raise BadData(
+                        f"{file}: tensor {shown(info.name)} changed while the model was being loaded"
+                    )
+                found[info.name] = array
+        return found
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """MLX reads them by itself."""
+
+
+FILES: Final = Files()
+
+
 @dataclass(frozen=True)
 class Skeleton:
     """A model of placeholders: where it may be cut, and which of the file's tensors make each weight."""
@@ -72,6 +113,7 @@ class Skeleton:
     anatomy: Anatomy
     made_of: Mapping[str, frozenset[str]] = field(repr=False)
     """Weight to the names of the tensors in the files."""
+    origin: Origin = field(default=FILES, repr=False)
 
     def tensors(self, first: int, last: int) -> tuple[TensorInfo, ...]:
         """The tensors of the files that a stage needs, by file and place."""
@@ -114,7 +156,9 @@ class Loaded:
     """What was read of the files' tensors."""
 
 
-def look(directory: ModelDirectory, dtype: mx.Dtype | None = mx.float32) -> Skeleton:
+def look(
+    directory: ModelDirectory, dtype: mx.Dtype | None = mx.float32, *, origin: Origin = FILES
+) -> Skeleton:
     """What the model is made of and where it may be cut; reads no tensor."""
     model_type = module_name(directory.config)
     check_kernels(model_type)
@@ -125,7 +169,7 @@ def look(directory: ModelDirectory, dtype: mx.Dtype | None = mx.float32) -> Skel
         anatomy = survey(model, model_type=model_type, config=directory.config)
     except _FAULTS as error:
         raise _wrong_config(directory, error) from error
-    return Skeleton(directory, dtype, anatomy, made_of)
+    return Skeleton(directory, dtype, anatomy, made_of, origin)
 
 
 def load_stage(
@@ -138,7 +182,8 @@ def load_stage(
     directory, anatomy = skeleton.directory, skeleton.anatomy
     check_backend(anatomy.model_type)
     needed = skeleton.tensors(first, last)
-    source = _source(directory, needed)
+    source = {info.name: _not_here(info.shape, _dtype(info)) for info in directory.tensors.values()}
+    source |= skeleton.origin.arrays(directory, needed)
     model = _build(directory, source, skeleton.dtype)
     source.clear()  # or what is cast would stay in memory as it was read, too
     weights = dict(tree_flatten(model.parameters()))
@@ -147,7 +192,7 @@ def load_stage(
     for path, array in weights.items():
         if path not in mine:
             weights[path] = _not_here(array.shape, array.dtype)
-    total = _read(model, weights, mine, anatomy, first, last, progress)
+    total = _read(model, weights, mine, skeleton, first, last, progress)
     model.update(tree_unflatten(list(weights.items())))
     model.eval()
     return Loaded(Stage(model, anatomy, first, last), total, sum(info.nbytes for info in needed))
@@ -157,13 +202,13 @@ def _read(
     model: nn.Module,
     weights: Mapping[str, mx.array],
     mine: frozenset[str],
-    anatomy: Anatomy,
+    skeleton: Skeleton,
     first: int,
     last: int,
     progress: Callable[[int, int], None] | None,
 ) -> int:
     """Evaluates the stage's weights, a layer at a time, so that no more than one is in memory twice."""
-    owner = anatomy.owners()
+    owner = skeleton.anatomy.owners()
     groups: dict[int | None, list[str]] = {}
     for path in sorted(mine):
         groups.setdefault(owner[path], []).append(path)
@@ -171,6 +216,7 @@ def _read(
         progress(0, last - first)
     for done, layer in enumerate([None, *range(first, last)]):
         paths = groups.get(layer, [])
+        skeleton.origin.prepare({name for path in paths for name in skeleton.made_of[path]})
         try:
             mx.eval([weights[path] for path in paths])
         except RuntimeError as error:
@@ -180,26 +226,6 @@ def _read(
             progress(done, last - first)
     distinct = {id(weights[path]): weights[path] for path in mine}
     return sum(array.nbytes for array in distinct.values())
-
-
-def _source(directory: ModelDirectory, needed: Iterable[TensorInfo]) -> dict[str, mx.array]:
-    """Every tensor by name: lazily from its file if it is needed, else a placeholder."""
-    by_file: dict[str, list[TensorInfo]] = {}
-    for info in needed:
-        by_file.setdefault(info.file, []).append(info)
-    found = {info.name: _not_here(info.shape, _dtype(info)) for info in directory.tensors.values()}
-    for file, infos in by_file.items():
-        try:
-            arrays = mx.load(str(directory.path / file))
-        except (RuntimeError, ValueError) as error:
-            raise BadData(f"{file} cannot be read: {error}"[:300]) from error
-        assert isinstance(arrays, dict)
-        for info in infos:
-            array = arrays.get(info.name)
-            if array is None or array.shape != info.shape or array.dtype != _dtype(info):
-                raise BadData(f"{file}: tensor {shown(info.name)} changed while the model was being loaded")
-            found[info.name] = array
-    return found
 
 
 def _not_here(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:

@@ -4,9 +4,10 @@ Runs on the engine thread. Knows nothing of processes, pipes or streams.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import mlx.core as mx
 import psutil
@@ -15,13 +16,15 @@ from exo_cli.engine import caches
 from exo_cli.engine.caches import Prefixes
 from exo_cli.engine.compute import MlxCompute, Request
 from exo_cli.engine.core import MAX_CHUNK, StageCore
-from exo_cli.engine.loading import Loaded, Skeleton, load_stage, look
+from exo_cli.engine.loading import FILES, Loaded, Origin, Skeleton, load_stage, look
 from exo_cli.engine.pace import TARGET_S
+from exo_cli.engine.random_weights import unpacked
 from exo_cli.engine.rows import attend_by_row
 from exo_cli.engine.scheduler import Row, Scheduler
 from exo_cli.engine.tensors import WIRE_DTYPES, to_wire
 from exo_cli.errors import BadData, DoesNotFit, NotFound
 from exo_cli.models.directory import ModelDirectory
+from exo_cli.models.random_model import RandomModel
 
 TRIAL_TOKENS: Final = 8
 KEPT_SHARE: Final = 0.25
@@ -31,6 +34,8 @@ GPU_CACHE_BYTES: Final = 64 << 20
 """What MLX may keep of freed memory; on a CPU the system gives it again as quickly."""
 
 Report = Callable[[str, int, int], None]
+Covers = Callable[[str, int, int], bool]
+"""Whether these bytes of a file may be read."""
 
 
 def load(
@@ -44,41 +49,46 @@ def load(
     concurrency: int = 0,
     alone: bool = False,
     progress: Report,
-    covers: Callable[[str, int, int], bool] = lambda file, start, end: True,
+    covers: Covers = lambda file, start, end: True,
+    random: RandomModel | None = None,
+    numerics: Literal["exact", "fast"] = "exact",
 ) -> tuple[StageCore[Any], dict[str, Any]]:
     """The core, and what the engine says when it is ready.
 
     `context` and `concurrency` are a promise: there is room for so many requests of that length, or the
     load is refused. More requests are let in where there is room; a longer one never is. `alone`: the
-    process is this stage's, so that all it takes counts as its base.
+    process is this stage's, so that all it takes counts as its base. `random`: the model whose weights are
+    made, and then nothing is in `model_dir`. `fast` computes with our own kernels where they know the model
+    and MLX is on a CPU, else as `exact` does; what it came to is said.
     """
     before = 0 if alone else _resident()
     on_cpu = mx.default_device().type == mx.cpu
     mx.set_cache_limit(CPU_CACHE_BYTES if on_cpu else GPU_CACHE_BYTES)
-    directory = ModelDirectory.open(Path(model_dir))
-    # What a compiled function is made from cannot be seen, so the model is looked at uncompiled. On a
-    # CPU it stays so: MLX would start a C++ compiler, and what is computed is the same.
-    mx.disable_compile()
-    skeleton = look(directory)
-    if not on_cpu:
-        mx.enable_compile()
-    _check_layers(skeleton, layers, layers_in_model)
-    tensors = skeleton.tensors(*layers)
-    missing = next((info for info in tensors if not covers(info.file, info.start, info.end)), None)
-    if missing is not None:
-        raise NotFound(f"the weights of {missing.name} are not on this machine", hint="Load the stage again.")
-    # Sixteen-bit numbers become float32 while they are read.
-    needed = sum(info.nbytes * (2 if info.dtype in ("F16", "BF16") else 1) for info in tensors)
-    if needed > memory_bytes:
-        raise _no_room(needed, memory_bytes)
-    loaded = load_stage(skeleton, *layers, progress=lambda done, total: progress("read", done, total))
+    with _opened(model_dir, random) as (directory, origin):
+        # What a compiled function is made from cannot be seen, so the model is looked at uncompiled. On a
+        # CPU it stays so: MLX would start a C++ compiler, and what is computed is the same.
+        mx.disable_compile()
+        skeleton = look(directory, origin=origin)
+        if not on_cpu:
+            mx.enable_compile()
+        _check_layers(skeleton, layers, layers_in_model)
+        _check_here(skeleton, layers, memory_bytes, covers if random is None else None)
+        doing = "read" if random is None else "make"
+        loaded = load_stage(skeleton, *layers, progress=lambda done, total: progress(doing, done, total))
     progress("warm-up", 0, 1)
-    compute, chunk, step_s = warm(loaded, _vocabulary(directory.config), wire_dtype)
+    vocabulary = _vocabulary(directory.config)
+    made, why = None, ""
+    if numerics == "fast":
+        made, why = _native(loaded, vocabulary, wire_dtype, progress) if on_cpu else (None, "MLX has a GPU")
+    numerics = "exact" if made is None else "fast"
+    if made is None:
+        made = *warm(loaded, vocabulary, wire_dtype), loaded.weights_bytes
+    compute, chunk, step_s, weights_bytes = made
     mx.clear_cache()
-    base = max(0, _resident() - before - loaded.weights_bytes)
-    kv_bytes = memory_bytes - loaded.weights_bytes - base
+    base = max(0, _resident() - before - weights_bytes)
+    kv_bytes = memory_bytes - weights_bytes - base
     if kv_bytes <= 0:
-        raise _no_room(loaded.weights_bytes + base, memory_bytes)
+        raise _no_room(weights_bytes + base, memory_bytes)
     promised = max(1, concurrency) * compute.kv_bytes(context) if context else 0
     if promised > kv_bytes:
         raise _no_kv(context, max(1, concurrency), promised, kv_bytes, memory_bytes)
@@ -97,12 +107,55 @@ def load(
         clock=time.monotonic,
     )
     return core, {
-        "weights_bytes": loaded.weights_bytes,
+        "weights_bytes": weights_bytes,
         "kv_budget_bytes": kv_bytes - kept,
         "base_bytes": base,
         "allowed_cuts": list(skeleton.anatomy.allowed),
         "shares_steps": compute.shares,
+        "numerics": numerics,
+        "numerics_reason": why,
     }
+
+
+def _native(
+    loaded: Loaded, vocabulary: int | None, wire_dtype: str, progress: Report
+) -> tuple[tuple[MlxCompute, int, float, int] | None, str]:
+    """The stage computed by our own kernels; where they do not know the model, None and why."""
+    from exo_cli.engine.cpu.expand import NotNative
+    from exo_cli.engine.cpu.start import native
+
+    try:
+        compute, chunk, step_s = native(loaded, vocabulary, wire_dtype, progress)
+    except NotNative as refused:
+        return None, str(refused)
+    return (compute, chunk, step_s, compute.decoder.nbytes), ""
+
+
+@contextmanager
+def _opened(model_dir: str, random: RandomModel | None) -> Iterator[tuple[ModelDirectory, Origin]]:
+    """The model's table of tensors, and where they come from."""
+    if random is None:
+        yield ModelDirectory.open(Path(model_dir)), FILES
+    else:
+        with unpacked(random) as made:
+            yield made
+
+
+def _check_here(
+    skeleton: Skeleton, layers: tuple[int, int], memory_bytes: int, covers: Covers | None
+) -> None:
+    """Refuses what cannot be read or has no room, before anything is read."""
+    tensors = skeleton.tensors(*layers)
+    if covers is not None:
+        missing = next((info for info in tensors if not covers(info.file, info.start, info.end)), None)
+        if missing is not None:
+            raise NotFound(
+                f"the weights of {missing.name} are not on this machine", hint="Load the stage again."
+            )
+    # Sixteen-bit numbers become float32 while they are read.
+    needed = sum(info.nbytes * (2 if info.dtype in ("F16", "BF16") else 1) for info in tensors)
+    if needed > memory_bytes:
+        raise _no_room(needed, memory_bytes)
 
 
 def _vocabulary(config: Mapping[str, Any]) -> int | None:

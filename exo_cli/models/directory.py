@@ -67,7 +67,7 @@ class ModelDirectory:
             what = "is a file, not a directory" if path.exists() else "does not exist"
             raise NotFound(f"the model directory {path} {what}")
         raw = _read(path / "config.json", MAX_CONFIG_BYTES)
-        config = _config(raw)
+        config = parse_config(raw)
         for name in _SIDE_FILES:
             if (path / name).exists():
                 _object(_read(path / name, MAX_CONFIG_BYTES), name)
@@ -126,7 +126,8 @@ def _object(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def _config(data: bytes) -> dict[str, Any]:
+def parse_config(data: bytes) -> dict[str, Any]:
+    """config.json as it may be believed: a model type that is a word, numbers within reason, no program."""
     config = _object(data, "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or _MODEL_TYPE.fullmatch(model_type) is None:

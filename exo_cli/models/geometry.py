@@ -114,7 +114,7 @@ def geometry(config: Config) -> Geometry:
         found = Geometry(built.embedding, built.layers, built.ends, built.further)
     except KeyError as error:
         raise BadData(f"config.json does not say {error.args[0]}") from error
-    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError) as error:
         raise BadData(f"config.json makes no {family} model: {error}"[:300]) from error
     for name, weight in found.weights():
         if not all(type(size) is int and size > 0 for size in weight.shape):
