@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "shard": {"cluster", "fetch", "wire"},
     "drive": {"wire", "text", "planning", "cluster", "fetch"},
     "api": {"drive"},
-    "bench": {"drive"},
+    "bench": {"drive", "plain"},
     "rdma": {"wire"},
     "views": {"schemas", "plain"},
     "output": {"schemas", "plain"},
@@ -56,9 +56,10 @@ ALSO = {
 # The frames are the part of the wire that the engine may know.
 ENGINE_WIRE = {"frames", "tensors", "tensor", "exo_pb2"}
 # The engine process is the only one that imports MLX, and its main the only one that imports the engine.
-ENGINE_USERS = {"shard.worker", "shard.flows", "shard.translate"}
+ENGINE_USERS = {f"shard.{name}" for name in ("worker", "thread", "ring", "flows", "translate")}
+"""The modules of the engine process."""
 TERMINAL = {"commands", "output", "cli", "__main__", "views"}
-EDGES = {"cli", "shard.worker"}
+EDGES = {"cli", "shard.thread"}
 """Modules at the edge of a process, where any exception has to become an answer."""
 
 

@@ -46,6 +46,8 @@ class Chain:
         self.broken: ExoError | None = None
         self.failed = False
         """Whether it failed a request. It may look well from here: a stage between its ends is not seen."""
+        self.traces: list[pb.Trace] = []
+        """What the stages told of their steps while a request asked for it."""
         self._source = source
         self._driver = os.urandom(16)
         self._flows: list[Flow] = []
@@ -109,6 +111,7 @@ class Chain:
             keep_prefix=ask.keep_prefix,
             route=[pb.Hop(endpoint=stage.reached, stage_id=stage.stage_id) for stage in self.stages],
             driver=self._driver,
+            trace=ask.trace,
         )
         if message.ByteSize() > MAX_MESSAGE_BYTES:
             raise BadData(
@@ -141,6 +144,8 @@ class Chain:
                 refused = message.refused
                 if (live := self._live.get(refused.request)) is not None:
                     live.do(live.request.refused(refused.epoch, refusal(refused)))
+            case "trace":
+                self.traces.append(message.trace)
             case "finished":
                 ended = message.finished
                 if (live := self._live.get(ended.request)) is not None:

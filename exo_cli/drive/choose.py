@@ -49,6 +49,8 @@ class Around:
     """Nodes that were met already: where there are some, they are asked and nobody else is called."""
     avoid: frozenset[str] = frozenset()
     """Ids of nodes that are not to be used, though they may answer; a plan's nodes are used regardless."""
+    alone: bool = False
+    """Only a node of our own: nobody else is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,9 @@ async def choose(
     needs = [need] if tight is None else [need, tight]
     if plan is not None:
         return await _planned(need, around, plan)
+    if around.alone:
+        node = await private()
+        return Choice(_split(needs, [node], node.host), {node.id: node}, (), alone=True)
     links = around.topology.links
     known = [node for node in around.topology.nodes if node.id not in around.avoid]
     holders = [node for node in known if _holds(node, need)]

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from msgspec import structs
+
 from exo_cli.cluster.facts import host_id
 from exo_cli.cluster.remote import shards
 from exo_cli.cluster.topology_file import TopologyFile
@@ -27,6 +29,7 @@ from exo_cli.errors import DoesNotFit, ExoError, TryAgain, Unavailable, hinting
 from exo_cli.fetch.hub import Downloaded, ensure
 from exo_cli.fetch.stores import Stores
 from exo_cli.models.directory import ModelDirectory
+from exo_cli.models.random_model import RandomModel
 from exo_cli.schemas.plan import ModelRef, Plan
 from exo_cli.schemas.topology import Node
 from exo_cli.text.chat import Language
@@ -42,16 +45,22 @@ PAUSE_S: Final = 0.8
 class Settings:
     """What a person may say about where a model runs, and where this machine keeps its files."""
 
-    model: str
+    model: str | RandomModel
+    """A name or a directory; or random weights, which every node makes for itself."""
     weights_dir: Path
     nodes_dir: Path
     topology: Path
     plan: Plan | None = None
+    """One for another model with as many layers will do where the weights are random."""
     peers: tuple[tuple[str, int], ...] = ()
     nodes: int | None = None
     """How many nodes to begin on; an answer whose node is lost goes on on what is left."""
     data_ports: tuple[int, int] = (0, 0)
     """The TCP ports on which our files may be offered, both included; (0, 0): any free one."""
+    alone: bool = False
+    """On a node of our own, whoever answers."""
+    private: tuple[str, ...] = ()
+    """Further options of serve-shard for that node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,8 @@ class Driver:
     def __init__(self, settings: Settings, source: KeyringSource, telling: Telling | None = None) -> None:
         self.stages: tuple[LoadedStage, ...] = ()
         self.context = 0
+        self.concurrency = 1
+        """How many requests of the length that is asked for are to have room; for chains made from now on."""
         self._settings = settings
         self._source = source
         self._telling = telling or Telling()
@@ -82,20 +93,25 @@ class Driver:
         self._mending = asyncio.Lock()
         self._private: Node | None = None
         self._private_undo = AsyncExitStack()
+        self._random = settings.model if isinstance(settings.model, RandomModel) else None
         self.directory: ModelDirectory
         self.language: Language
+        """Of a model in words; random weights have none."""
         self.size: ModelSize
 
     async def __aenter__(self) -> "Driver":
-        settings = self._settings
-        stores = Stores(settings.weights_dir)
+        if self._random is not None:
+            self.directory = await asyncio.to_thread(self._random.directory)
+            self.size = size_of(self.directory)
+            return self
+        stores = Stores(self._settings.weights_dir)
 
         def read(path: Path) -> tuple[ModelDirectory, Language, ModelSize]:
             directory = stores.open(path)
             return directory, Language.load(directory.path), size_of(directory)
 
         with hinting("Fetch the model again, or name another one."):
-            path = await ensure(settings.model, stores.hub, on_progress=self._telling.downloaded)
+            path = await ensure(str(self._settings.model), stores.hub, on_progress=self._telling.downloaded)
             self.directory, self.language, self.size = await asyncio.to_thread(read, path)
         return self
 
@@ -130,7 +146,10 @@ class Driver:
     @property
     def name(self) -> str:
         """The model's, as other nodes show it."""
-        return self.directory.path.name if Path(self._settings.model).is_dir() else self._settings.model
+        model = self._settings.model
+        if isinstance(model, RandomModel):
+            return model.name
+        return self.directory.path.name if Path(model).is_dir() else model
 
     # -- making a chain --------------------------------------------------------------------------
 
@@ -155,28 +174,35 @@ class Driver:
             if avoid is None
             else tuple({**{node.id: node for node in shards(topology)}, **self._met}.values()),
             avoid=avoid or frozenset(),
+            alone=self._settings.alone,
         )
         model = ModelRef(name=self.name, revision=None, digest=self.directory.digest)
-        need = Need(model, self.size, needed, nodes=self._settings.nodes if avoid is None else None)
-        choice = await choose_roomy(
-            need, around, needed, plan=self._settings.plan, private=self._private_node
-        )
+        nodes = self._settings.nodes if avoid is None else None
+        need = Need(model, self.size, needed, concurrency=self.concurrency, nodes=nodes)
+        plan = self._settings.plan
+        if plan is not None and self._random is not None:
+            # It says where the layers go; whose they are to be makes no difference.
+            plan = structs.replace(plan, model=model)
+        choice = await choose_roomy(need, around, needed, plan=plan, private=self._private_node)
         chosen(choice)
         if not choice.alone:
             self._met.update(choice.nodes)
-        if self._shares is None:
-            mine = Shares(self._source, self.directory, self._settings.data_ports)
-            self._shares = await self._undo.enter_async_context(mine)
-        await self._shares.offer(choice.nodes.values())
-        self.stages = await self._load(choice, self._shares, on_failed)
+        if self._random is None:
+            await self._offer(choice)
+        self.stages = await self._load(choice, on_failed)
         self.context = choice.plan.context
         chain = Chain(addresses(self.stages, choice.links), self._source)
         self._chain = await self._chain_undo.enter_async_context(chain)
         return self._chain
 
-    async def _load(
-        self, choice: Choice, shares: Shares, on_failed: Callable[[Node], None]
-    ) -> tuple[LoadedStage, ...]:
+    async def _offer(self, choice: Choice) -> None:
+        """Our own files, to the nodes that may lack them."""
+        if self._shares is None:
+            mine = Shares(self._source, self.directory, self._settings.data_ports)
+            self._shares = await self._undo.enter_async_context(mine)
+        await self._shares.offer(choice.nodes.values())
+
+    async def _load(self, choice: Choice, on_failed: Callable[[Node], None]) -> tuple[LoadedStage, ...]:
         failed: list[Node] = []
         work = partial(
             load,
@@ -184,7 +210,8 @@ class Driver:
             choice.nodes,
             self.size.layers,
             self._source,
-            weights_from=shares.address,
+            weights_from=self._shares.address if self._shares is not None else lambda node: "",
+            random=self._random,
             on_progress=self._telling.progress,
             on_failed=failed.append,
         )
@@ -201,7 +228,8 @@ class Driver:
 
     async def _private_node(self) -> Node:
         if self._private is None:
-            self._private = await self._private_undo.enter_async_context(private_node(self._source))
+            made = private_node(self._source, options=self._settings.private)
+            self._private = await self._private_undo.enter_async_context(made)
         return self._private
 
     # -- making another one ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from exo_cli.cluster.pairs import Pair, addresses_to, join_endpoint, split_endpo
 from exo_cli.drive.failures import at_node, load_failure
 from exo_cli.drive.flow import StageAddress
 from exo_cli.errors import ExoError, NotFound, Unavailable
+from exo_cli.models.random_model import RandomModel
 from exo_cli.schemas.plan import Plan, PlannedStage
 from exo_cli.schemas.topology import Link, Node
 from exo_cli.trust.keyring import KeyringSource
@@ -45,10 +46,14 @@ class LoadedStage:
     layers: tuple[int, int]
     stage_id: str
     data_port: int
+    frame_port: int
+    """Where other stages come in."""
     weights_bytes: int
     kv_budget_bytes: int
     fresh: bool
     """Whether it was loaded just now; else the node had it."""
+    took_s: float = 0.0
+    """From asking the node to its answer."""
 
 
 async def load(
@@ -58,10 +63,12 @@ async def load(
     source: KeyringSource,
     *,
     weights_from: Callable[[Node], str] = lambda node: "",
+    random: RandomModel | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_failed: Callable[[Node], None] = lambda node: None,
 ) -> tuple[LoadedStage, ...]:
-    """Load the plan's first chain. `nodes` by id; `weights_from` says where a node finds our own files.
+    """Load the plan's first chain. `nodes` by id; `weights_from` says where a node finds our own files;
+    of a `random` model there are none, and each node makes its weights.
 
     `on_failed` hears which node could not do its part, before that is raised.
     """
@@ -71,6 +78,8 @@ async def load(
     for stage in stages:
         node = _node(nodes, stage)
         request = load_request(plan, stage, layers_in_model, weights_from=weights_from(node))
+        if random is not None:
+            request.random_geometry, request.random_seed = random.config, random.seed
         begun.append(_Begun(node, stage, request))
     tasks = [asyncio.create_task(_load_one(each, source, on_progress)) for each in begun]
     try:
@@ -104,7 +113,7 @@ def addresses(stages: Sequence[LoadedStage], links: Sequence[Link]) -> list[Stag
             stage_id=stage.stage_id,
             endpoint=join_endpoint(split_endpoint(stage.node.endpoint)[0], stage.data_port),
             # The first stage is reached by the last one, which brings the tokens back.
-            reached=join_endpoint(_way(stages[at - 1].node, stage.node, best), stage.data_port),
+            reached=join_endpoint(_way(stages[at - 1].node, stage.node, best), stage.frame_port),
         )
         for at, stage in enumerate(stages)
     ]
@@ -135,6 +144,8 @@ async def _load_one(
     begun: _Begun, source: KeyringSource, on_progress: Callable[[Progress], None]
 ) -> LoadedStage:
     node = begun.node
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
     host, port = split_endpoint(node.endpoint)
     try:
         channel = await dial(host, port, source.current(), timeout_s=DIAL_TIMEOUT_S)
@@ -157,9 +168,11 @@ async def _load_one(
                             layers=begun.stage.layers,
                             stage_id=ready.stage_id,
                             data_port=ready.data_port,
+                            frame_port=ready.frame_port,
                             weights_bytes=ready.weights_bytes,
                             kv_budget_bytes=ready.kv_budget_bytes,
                             fresh=begun.fresh,
+                            took_s=loop.time() - began_s,
                         )
     raise Unavailable(
         f"{node.name} ended the load without saying why", hint="exo ps shows what runs there; try again."

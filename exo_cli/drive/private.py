@@ -38,21 +38,23 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9/._ +-]+")
 _SHORT: Final = "/tmp"  # noqa: S108 - only for a directory that is made there under a new name
 
 
-def command(directory: Path, *, insecure: bool) -> list[str]:
-    """What is run: a node on a socket of its own, with its files in `directory`."""
+def command(directory: Path, *, insecure: bool, options: Sequence[str] = ()) -> list[str]:
+    """What is run: a node on a socket of its own, with its files in `directory`, and further options."""
     words = ["serve-shard", "--name", "private", "--listen", f"unix:{directory / _SOCKET}"]
     files = ["--ready-file", str(directory / "ready"), "--topology", str(directory / "topology.json")]
-    return [sys.executable, "-m", "exo_cli", *words, *files, *(["--insecure"] if insecure else [])]
+    return [sys.executable, "-m", "exo_cli", *words, *files, *options, *(["--insecure"] if insecure else [])]
 
 
 @asynccontextmanager
-async def private_node(source: KeyringSource, *, run: Sequence[str] | None = None) -> AsyncIterator[Node]:
+async def private_node(
+    source: KeyringSource, *, options: Sequence[str] = (), run: Sequence[str] | None = None
+) -> AsyncIterator[Node]:
     """A node of our own; `run` is another command to start it, which writes the same ready file."""
     _sweep()
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base()))
     held = _hold(directory)
     try:
-        words = run or command(directory, insecure=source.current().kind == "insecure")
+        words = run or command(directory, insecure=source.current().kind == "insecure", options=options)
         errors = os.open(directory / "errors", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             child = await asyncio.create_subprocess_exec(

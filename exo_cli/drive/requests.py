@@ -41,6 +41,8 @@ class Ask:
     deadline_s: float | None = None
     """From the start of the request on."""
     keep_prefix: bool = False
+    trace: bool = False
+    """Whether every stage is to tell when it did its steps."""
 
 
 @dataclass(frozen=True, slots=True)

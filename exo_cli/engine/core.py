@@ -18,6 +18,9 @@ from exo_cli.wire.frames import FrameData, Part, TensorData
 MAX_CHUNK: Final = 2048
 """The longest part of a prompt that goes through at once: what a step needs grows with its square."""
 
+MAX_OVER: Final = 1024
+"""Requests that ended here before the stages above knew of it."""
+
 Held = TypeVar("Held")
 Finish = Literal["stop", "length"]
 
@@ -157,6 +160,11 @@ Effect = (
 )
 
 
+def reasons(effects: Sequence[Effect]) -> dict[int, Finish]:
+    """Why requests end with these."""
+    return {each.request: each.reason for each in effects if isinstance(each, FinishedOut)}
+
+
 class Compute(Protocol[Held]):
     """What a stage does with numbers."""
 
@@ -221,6 +229,10 @@ class StageCore(Generic[Held]):
     ledger: Ledger[_Request[Held], _Kept] = field(init=False)
     steps: int = 0
     rows: int = 0
+    over: dict[int, int] = field(default_factory=dict)
+    """Requests that were ended here, and the epoch: rows of theirs may still be on their way."""
+    latest: tuple[int, tuple[Part, ...]] = (0, ())
+    """The number and the rows of the step that was run last."""
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.budget_bytes)
@@ -254,6 +266,7 @@ class StageCore(Generic[Held]):
             return [refused, *below, Closed(message.request, message.epoch)]
         if older is not None:
             self._let_go(message.request, older.held, keep=False)
+        self.over.pop(message.request, None)
         entry = self.ledger.entries[message.request]
         entry.held.caches, prefix = self.compute.begin(message)
         # The last token is always computed: its logits are what is wanted.
@@ -287,10 +300,20 @@ class StageCore(Generic[Held]):
 
     def cancel(self, request: int, epoch: int) -> list[Effect]:
         """The request is over, whatever the reason; its room is free when this returns."""
+        self.over.pop(request, None)
         if not self._close(request, epoch, keep=True):
             return []
         closed = Closed(request, epoch)
         return [closed] if self.last else [CancelDown(request, epoch), closed]
+
+    def end_early(self, request: int, epoch: int) -> list[Effect]:
+        """The request is over because of something that this stage knows first."""
+        effects = self.cancel(request, epoch)
+        if effects and not self.first:
+            self.over[request] = epoch
+            while len(self.over) > MAX_OVER:
+                del self.over[next(iter(self.over))]
+        return effects
 
     def _close(self, request: int, epoch: int, *, keep: bool) -> bool:
         entry = self.ledger.entries.get(request)
@@ -329,6 +352,11 @@ class StageCore(Generic[Held]):
 
     def frame(self, frame: FrameData, now_s: float) -> list[Effect]:
         """At a later stage: run a frame, or give the kept answer; raises StepRefused and changes nothing."""
+        if any(self.over.get(part.request) == part.epoch for part in frame.parts):
+            # Whoever shares the step with it goes on.
+            frame = frame.only([self.over.get(part.request) != part.epoch for part in frame.parts])
+            if not frame.parts:
+                return []
         longest = max((part.n for part in frame.parts), default=0)
         if longest > (MAX_CHUNK if len(frame.parts) == 1 else 1):
             raise StepRefused("length", f"{longest} tokens at once in a frame of {len(frame.parts)} parts")
@@ -371,6 +399,7 @@ class StageCore(Generic[Held]):
         else:
             effects = [FrameDown(replace(frame, tensor=self.compute.run(rows, frame.tokens, frame.tensor)))]
         self.steps += 1
+        self.latest = frame.step, frame.parts
         self.rows += sum(part.n for part in frame.parts)
         kept = _Kept(effects)
         for part in frame.parts:

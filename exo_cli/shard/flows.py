@@ -1,11 +1,11 @@
-"""The engine process's streams from drivers and other stages, and what each message on them means.
+"""The requests of one stage: whose they are, which way their messages go, and when they are over.
 
-Lives on the event loop's thread and moves messages between the streams and the engine thread's
-inbox. Knows what each message is for, and nothing of what a step computes.
+Lives on the event loop's thread. Drivers come in by gRPC; what other stages say comes from the engine
+thread's ring, which keeps frames and tokens to itself. Knows what each message is for, and nothing of
+what a step computes.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
@@ -17,17 +17,15 @@ from exo_cli.engine import core
 from exo_cli.engine.core import Effect
 from exo_cli.errors import BadData, ExoError, NotFound, TryAgain
 from exo_cli.shard import translate
-from exo_cli.shard.links import Address, Links
 from exo_cli.shard.outbox import Outbox
-from exo_cli.trust.authority import Leaf
+from exo_cli.shard.ring import Address
 from exo_cli.wire import exo_pb2 as pb
-from exo_cli.wire import frames
-from exo_cli.wire.frames import FrameReader, FrameRefused
 from exo_cli.wire.hello import check_hello, hello
+from exo_cli.wire.pipe import Pipe
 from exo_cli.wire.status import abort
 
 OUTBOX_BYTES: Final = 4 << 20
-"""What may wait for one slow reader, a driver or the stage before; more, and it is cut off."""
+"""What may wait for one slow driver; more, and it is cut off."""
 BACKLOG: Final = 256
 """Messages that may wait for the engine; then streams are read no further, and who sends has to wait."""
 BACKLOG_LOOK_S: Final = 0.002
@@ -39,11 +37,39 @@ class Timer(Protocol):
     def cancel(self) -> None: ...
 
 
+class Beside(Protocol):
+    """The stage's ring, as this thread sees it: the engine's thread does it, in this order."""
+
+    def lead(self, chain: Sequence[Address], at: int) -> None: ...
+
+    def send(self, to: Address, role: int, message: pb.Down) -> None: ...
+
+    def say(self, pipe: Pipe, message: pb.Up) -> None: ...
+
+    def trace(self, on: bool) -> None: ...
+
+
+class _Way(Protocol):
+    """Whoever opened a request, and hears of it."""
+
+    def send(self, message: pb.Up) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Neighbour:
+    """The stage before us."""
+
+    pipe: Pipe
+    ring: Beside
+
+    def send(self, message: pb.Up) -> None:
+        self.ring.say(self.pipe, message)
+
+
 @dataclass(slots=True)
 class _Flow:
-    """A stream somebody opened to us."""
+    """A driver's stream to us."""
 
-    role: int
     driver: bytes
     cut_off: Callable[["_Flow"], None]
     """Called once, when too much waits for it."""
@@ -76,7 +102,7 @@ class _Known:
     epoch: int
     driver: bytes
     open: pb.Open
-    flow: _Flow
+    flow: _Way
     """The one that its Open came by: answers go up there, and with it the request ends."""
     deadline: "Timer | None" = None
 
@@ -91,19 +117,22 @@ class StageFlows:
     def __init__(
         self,
         facts: StageFacts,
-        leaf: Leaf,
+        ring: Beside,
         call: Callable[[Callable[[core.StageCore[Any]], list[Effect]]], None],
         backlog: Callable[[], int] = lambda: 0,
         later: "Callable[[float, Callable[[], None]], Timer] | None" = None,
     ) -> None:
         self._facts = facts
+        self._ring = ring
         self._call = call
         self._backlog = backlog
         self._later = later or (lambda s, then: asyncio.get_running_loop().call_later(s, then))
         self._flows: dict[bytes, list[_Flow]] = {}
-        self._links = Links(hello(facts.node_id, facts.boot), leaf, self._answer, self._lost)
         self._known: dict[int, _Known] = {}
+        self._before: dict[Pipe, _Neighbour] = {}
         self._chain: tuple[Address, ...] = ()
+        self._watchers: set[bytes] = set()
+        """Drivers that want to be told of every step."""
         self.leaving = False
 
     @property
@@ -118,21 +147,17 @@ class StageFlows:
     # -- in --------------------------------------------------------------------------------------
 
     async def flow(self, messages: AsyncIterator[pb.Down], context: Any) -> AsyncIterator[pb.Up]:
-        """Serve one stream until either side ends it."""
+        """Serve one driver's stream until either side ends it."""
         first = await anext(aiter(messages), None)
         if first is None or first.WhichOneof("kind") != "start":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a flow begins with FlowStart")
         start = cast(pb.Down, first).start
         try:
-            check_hello(start.hello, "the caller")
-            if start.stage_id != self._facts.stage_id:
-                raise NotFound(f"stage {start.stage_id} is not loaded here")
-            self._check_role(start.role)
+            self.check(start, (pb.FlowStart.DRIVER,))
         except ExoError as error:
             await abort(context, error)
-        flow = _Flow(start.role, bytes(start.driver), self._cut_off)
-        mine = hello(self._facts.node_id, self._facts.boot)
-        yield pb.Up(ready=pb.FlowReady(hello=mine, stage_id=self._facts.stage_id))
+        flow = _Flow(bytes(start.driver), self._cut_off)
+        yield pb.Up(ready=self.greeting)
         self._join(flow)
         reader = asyncio.create_task(self._read(flow, messages))
         try:
@@ -147,46 +172,47 @@ class StageFlows:
             reader.cancel()
             self._leave(flow)
 
-    def _check_role(self, role: int) -> None:
-        """A first stage has none before it, and no other stage is brought tokens."""
-        first = self._facts.first
-        known = (pb.FlowStart.DRIVER, pb.FlowStart.LAST if first else pb.FlowStart.PREVIOUS)
-        if role not in known:
-            where = "the first stage" if first else "a stage that is not the first"
-            raise BadData(f"a flow of role {role} is none for {where}")
+    @property
+    def greeting(self) -> pb.FlowReady:
+        """What whoever comes to us hears first."""
+        mine = hello(self._facts.node_id, self._facts.boot)
+        return pb.FlowReady(hello=mine, stage_id=self._facts.stage_id)
 
-    def _check_kind(self, flow: _Flow, kind: str | None) -> None:
-        """Who may say what here."""
-        allowed: dict[int, tuple[str, ...]] = {
-            pb.FlowStart.DRIVER: ("open", "cancel") if self._facts.first else (),
-            pb.FlowStart.PREVIOUS: ("open", "frame", "cancel"),
-            pb.FlowStart.LAST: ("tokens",),
-        }
-        if kind not in allowed[flow.role]:
-            raise BadData(f"a message of kind {kind} does not belong on this flow")
+    def greet(self, start: pb.FlowStart) -> pb.FlowReady:
+        """Another stage comes; it is let in, or the reason is raised."""
+        # A first stage has none before it, and no other stage is brought tokens.
+        self.check(start, (pb.FlowStart.LAST if self._facts.first else pb.FlowStart.PREVIOUS,))
+        return self.greeting
+
+    def check(self, start: pb.FlowStart, roles: Sequence[int]) -> None:
+        """Whether it is meant for us."""
+        check_hello(start.hello, "the caller")
+        if start.stage_id != self._facts.stage_id:
+            raise NotFound(f"stage {start.stage_id} is not loaded here")
+        if start.role not in roles:
+            where = "the first stage" if self._facts.first else "a stage that is not the first"
+            raise BadData(f"a flow of role {start.role} is none for {where}")
 
     def _join(self, flow: _Flow) -> None:
-        if flow.role == pb.FlowStart.DRIVER:
-            self._flows.setdefault(flow.driver, []).append(flow)
+        self._flows.setdefault(flow.driver, []).append(flow)
 
     def _leave(self, flow: _Flow) -> None:
-        if flow.role == pb.FlowStart.DRIVER:
-            here = self._flows.get(flow.driver, [])
-            if flow in here:
-                here.remove(flow)
-            if not here:
-                self._flows.pop(flow.driver, None)
+        here = self._flows.get(flow.driver, [])
+        if flow in here:
+            here.remove(flow)
+        if not here:
+            self._flows.pop(flow.driver, None)
+            self._watchers.discard(flow.driver)
         # Of a driver that goes the later stages hear down the chain, behind the frames on their way.
         self._cancel_all(lambda known: known.flow is flow)
 
     def _cut_off(self, flow: _Flow) -> None:
         """It does not read, and its stream may hang for long: what it wanted ends now, elsewhere too."""
-        if flow.role == pb.FlowStart.DRIVER:
-            for request, known in list(self._known.items()):
-                if known.driver == flow.driver:
-                    text = "its driver does not read the tokens"
-                    ended = pb.Finished(request=request, epoch=known.epoch, reason="lost", message=text)
-                    self._end_early(known, ended)
+        for request, known in list(self._known.items()):
+            if known.driver == flow.driver:
+                text = "its driver does not read the tokens"
+                ended = pb.Finished(request=request, epoch=known.epoch, reason="lost", message=text)
+                self._end_early(known, ended)
         self._leave(flow)
 
     def _cancel_all(self, which: Callable[[_Known], bool]) -> None:
@@ -198,10 +224,13 @@ class StageFlows:
         self._call(lambda stage: stage.cancel(request, epoch))
 
     async def _read(self, flow: _Flow, messages: AsyncIterator[pb.Down]) -> None:
-        reader = FrameReader()
+        allowed = ("open", "cancel") if self._facts.first else ()
         try:
             async for message in messages:
-                self._take(flow, message, reader)
+                kind = message.WhichOneof("kind")
+                if kind not in allowed:
+                    raise BadData(f"a message of kind {kind} does not belong on this flow")
+                self._take(flow, message)
                 if flow.out.overflowed:
                     return
                 while self._backlog() > BACKLOG:  # noqa: ASYNC110 - another thread takes from it
@@ -209,42 +238,36 @@ class StageFlows:
         finally:
             flow.out.close()
 
-    def _take(self, flow: _Flow, message: pb.Down, reader: FrameReader) -> None:
-        kind = message.WhichOneof("kind")
-        self._check_kind(flow, kind)
-        if kind == "open":
-            self._open(flow, message.open)
-        elif kind == "frame":
-            self._frame(flow, message.frame, reader)
-        elif kind == "tokens":
-            back = translate.tokens_back(message.tokens)
-            self._call(lambda stage: stage.tokens_back(back, _now()))
-        elif kind == "cancel":
+    def _take(self, way: _Way, message: pb.Down) -> None:
+        if message.WhichOneof("kind") == "open":
+            self._open(way, message.open)
+        else:
             self._cancel(message.cancel.request, message.cancel.epoch)
 
-    def _frame(self, flow: _Flow, message: pb.Frame, reader: FrameReader) -> None:
-        try:
-            frame = reader.feed(message)
-        except FrameRefused as error:
-            if not message.parts:
-                raise
-            self._refuse_parts(flow, message.parts[: frames.MAX_PARTS], error)
-            return
-        if frame is None:
-            return
-        unknown = next((part.request for part in frame.parts if part.request not in self._known), None)
-        if unknown is not None:
-            self._refuse_parts(flow, frame.parts, BadData(f"request {unknown} is not open here"))
-            return
-        self._call(lambda stage: _checked(stage, frame))
+    # -- from the ring ---------------------------------------------------------------------------
 
-    def _refuse_parts(self, flow: _Flow, parts: Sequence[pb.Part | frames.Part], error: BadData) -> None:
-        """The requests that a frame names are told; its stream and all others go on."""
-        for part in parts:
-            refused = translate.refused(part.request, part.epoch, error, self._facts.node_name)
-            flow.send(pb.Up(refused=refused))
+    def take(self, pipe: Pipe, message: pb.Down) -> None:
+        """The stage before opens or cancels a request."""
+        way = self._before.setdefault(pipe, _Neighbour(pipe, self._ring))
+        self._take(way, message)
 
-    def _open(self, flow: _Flow, message: pb.Open) -> None:
+    def left(self, pipe: Pipe) -> None:
+        """The stage before is gone, and with it what it brought."""
+        way = self._before.pop(pipe, None)
+        if way is not None:
+            self._cancel_all(lambda known: known.flow is way)
+
+    def traced(self, traces: Sequence[pb.Trace]) -> None:
+        """Steps of ours or of a later stage, for the drivers that want to know."""
+        for trace in traces:
+            message = pb.Up(trace=trace)
+            for driver in self._watchers:
+                for flow in self._flows.get(driver, [])[-1:]:
+                    flow.send(message)
+            for way in self._before.values():
+                way.send(message)
+
+    def _open(self, flow: _Way, message: pb.Open) -> None:
         chain = tuple((hop.endpoint, hop.stage_id) for hop in message.route)
         # By stage: two drivers may know one chain by different addresses.
         other = [stage_id for _, stage_id in chain] != [stage_id for _, stage_id in self._chain]
@@ -257,6 +280,7 @@ class StageFlows:
             self._call(lambda stage: _in_chain_of(stage, len(chain)))
         if not self._known:
             self._chain = chain
+            self._ring.lead(chain, message.hop)
         self._remember(flow, message)
         opened = translate.open_of(message)
         self._call(lambda stage: stage.open(opened))
@@ -280,7 +304,11 @@ class StageFlows:
             return BadData(f"request {message.request} is open already, and not in an older epoch")
         return translate.objection(message, facts.reach)
 
-    def _remember(self, flow: _Flow, message: pb.Open) -> None:
+    def _remember(self, flow: _Way, message: pb.Open) -> None:
+        if message.trace:
+            self._ring.trace(True)
+            if self._facts.first:
+                self._watchers.add(bytes(message.driver))
         older = self._known.get(message.request)
         if older is not None:
             older.forget_deadline()
@@ -300,17 +328,12 @@ class StageFlows:
     # -- out -------------------------------------------------------------------------------------
 
     def deliver(self, effects: Sequence[Effect]) -> None:
-        """Send what the core says; called on the event loop."""
-        finish = {each.request: each.reason for each in effects if isinstance(each, core.FinishedOut)}
+        """Send what the core says, but for what the ring has sent already."""
+        finish = core.reasons(effects)
         for effect in effects:
             match effect:
                 case core.OpenDown(opened):
                     self._open_down(opened.request)
-                case core.FrameDown(frame):
-                    pieces = frames.encode(frame)
-                    size = (len(frame.tensor.data) if frame.tensor else 0) // len(pieces)
-                    for piece in pieces:
-                        self._next(pb.Down(frame=piece), size)
                 case core.CancelDown(request, epoch):
                     self._next(pb.Down(cancel=pb.Cancel(request=request, epoch=epoch)))
                 case core.OpenedUp(request, epoch, prefix, chunk):
@@ -322,9 +345,6 @@ class StageFlows:
                 case core.RefusedUp(request, epoch, error):
                     refused = translate.refused(request, epoch, error, self._facts.node_name)
                     self._up(request, pb.Up(refused=refused))
-                case core.TokensBack(step, tokens, _):
-                    back = translate.tokens_out(tokens, finish, step)
-                    self._back(pb.Down(tokens=back))
                 case core.TokensOut(tokens):
                     self._to_drivers(tokens, finish)
                 case core.Closed(request, epoch):
@@ -335,6 +355,8 @@ class StageFlows:
         if known is not None and known.epoch <= epoch:
             known.forget_deadline()
             del self._known[request]
+            if known.open.trace and not any(each.open.trace for each in self._known.values()):
+                self._ring.trace(False)
 
     def _up(self, request: int, message: pb.Up) -> None:
         known = self._known.get(request)
@@ -360,19 +382,14 @@ class StageFlows:
         message.hop += 1
         self._next(pb.Down(open=message))
 
-    def _next(self, message: pb.Down, size: int | None = None) -> None:
+    def _next(self, message: pb.Down) -> None:
         index = next(i for i, (_, stage_id) in enumerate(self._chain) if stage_id == self._facts.stage_id)
-        self._links.send(self._chain[index + 1], pb.FlowStart.PREVIOUS, message, size)
+        self._ring.send(self._chain[index + 1], pb.FlowStart.PREVIOUS, message)
 
-    def _back(self, message: pb.Down) -> None:
-        if not self._facts.first:
-            self._links.send(self._chain[0], pb.FlowStart.LAST, message)
-
-    def _answer(self, message: pb.Up) -> None:
+    def answer(self, message: pb.Up) -> None:
+        """What the stages after us say."""
         kind = message.WhichOneof("kind")
-        if kind == "ready":
-            check_hello(message.ready.hello, "the next stage")
-        elif kind == "opened":
+        if kind == "opened":
             opened = message.opened
             told = opened.request, opened.epoch, opened.prefix, opened.chunk_tokens
             self._call(lambda stage: stage.opened(*told))
@@ -387,8 +404,10 @@ class StageFlows:
             known = self._known.get(message.finished.request)
             if known is not None and known.epoch == message.finished.epoch:
                 self._end_early(known, message.finished)
+        elif kind == "trace":
+            self.traced([message.trace])
 
-    def _lost(self, stage: Address, reason: str) -> None:
+    def lost(self, stage: Address, reason: str) -> None:
         """A neighbour is gone: every request ends here, and its driver is told."""
         if stage not in self._chain:
             return  # of a chain that is no more
@@ -407,25 +426,9 @@ class StageFlows:
             flow.send(pb.Up(finished=ended))
         if not self._facts.first:
             known.flow.send(pb.Up(finished=ended))
-        self._cancel(ended.request, known.epoch)
-
-    def close(self) -> None:
-        self._links.close()
-
-
-def _checked(stage: core.StageCore[Any], frame: frames.FrameData) -> list[Effect]:
-    """Run a frame; one that breaks a rule changes nothing and is answered."""
-    try:
-        return stage.frame(frame, _now())
-    except BadData as error:
-        # A step out of turn, or a tensor that is not what this cut sends: nothing was computed.
-        return [core.RefusedUp(part.request, part.epoch, error) for part in frame.parts]
+        self._call(lambda stage: stage.end_early(ended.request, known.epoch))
 
 
 def _in_chain_of(stage: core.StageCore[Any], stages: int) -> list[Effect]:
     stage.scheduler.stages = stages
     return []
-
-
-def _now() -> float:
-    return time.monotonic()

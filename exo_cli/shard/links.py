@@ -1,103 +1,183 @@
-"""The streams that a stage opens: to the next stage, or from the last one to the first.
+"""How stages come together: a stage goes to the next one, and lets in the one before.
 
-A link lives as long as its stream; what is sent after it broke opens another. Lives on the event loop's
-thread. Knows nothing of requests: what comes back, and that a link is lost, is told to its owner.
+Both greet each other before the connection is given to the engine's thread. Lives on the event loop's
+thread. Knows nothing of requests, nor of what is said after the greeting.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final, cast
+import os
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Final
 
-import grpc.aio
+from google.protobuf.message import DecodeError
 
-from exo_cli.errors import ExoError
-from exo_cli.shard.outbox import Outbox
+from exo_cli.cluster.pairs import UNIX, is_unix, split_endpoint
+from exo_cli.errors import BadData, ExoError
+from exo_cli.shard import translate
+from exo_cli.shard.ring import Address
 from exo_cli.trust.authority import Leaf
 from exo_cli.wire import exo_pb2 as pb
-from exo_cli.wire import exo_pb2_grpc as glue
-from exo_cli.wire import frames
-from exo_cli.wire.channels import leaf_channel
+from exo_cli.wire.hello import check_hello
+from exo_cli.wire.pipe import Pipe, PipeEnded, secured, tuned
+from exo_cli.wire.tls import client_context, server_context
 
-LINK_BYTES: Final = 2 * frames.MAX_FRAME_BYTES
-"""What may wait for a stage that does not read: the largest frame, and some."""
-
-Address = tuple[str, str]
-"""Where a stage is reached, and its id."""
+GREETING_S: Final = 10.0
+STRANGERS: Final = 32
+"""Connections that may be on their way through the greeting; more are closed at once."""
 
 
-@dataclass(slots=True)
-class _Link:
-    to: Address
-    out: Outbox[pb.Down] = field(default_factory=lambda: Outbox(LINK_BYTES))
-    task: "asyncio.Task[None] | None" = None
+async def go_to(to: Address, role: int, us: pb.Hello, leaf: Leaf) -> Pipe:
+    """A greeted connection to another stage; raises Unavailable or what it refuses us with."""
+    endpoint, stage_id = to
+    pipe: Pipe | None = None
+    try:
+        async with asyncio.timeout(GREETING_S):
+            sock = await _connected(endpoint)
+            try:
+                pipe = await secured(sock, client_context(leaf), name=leaf.name)
+            except BaseException:
+                sock.close()
+                raise
+            start = pb.FlowStart(hello=us, stage_id=stage_id, role=pb.FlowStart.Role.Name(role))
+            pipe.send(pb.Down(start=start).SerializeToString())
+            _welcomed(pb.Up.FromString(await pipe.next()))
+            return pipe
+    except TimeoutError:
+        problem: ExoError = PipeEnded(f"it did not greet within {GREETING_S:g} s")
+    except OSError as error:
+        problem = PipeEnded(f"cannot connect: {error.strerror or error}")
+    except DecodeError:
+        problem = BadData("it greeted with what is no message")
+    except ExoError as error:
+        problem = error
+    if pipe is not None:
+        pipe.close()
+    raise problem
 
 
-class Links:
-    """All that one stage has open."""
+def _welcomed(answer: pb.Up) -> None:
+    kind = answer.WhichOneof("kind")
+    if kind == "refused":
+        raise BadData(answer.refused.message)
+    if kind != "ready":
+        raise BadData("it began its stream with something else than a greeting")
+    check_hello(answer.ready.hello, "the next stage")
+
+
+async def _connected(endpoint: str) -> socket.socket:
+    host, port = split_endpoint(endpoint)
+    where: tuple[str, int] | str = (host, port)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if is_unix(host):
+        where, family = f"{host.removeprefix(UNIX)}:{port}", socket.AF_UNIX
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await asyncio.get_running_loop().sock_connect(tuned(sock), where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Door:
+    """Where other stages come in."""
 
     def __init__(
         self,
-        us: pb.Hello,
-        leaf: Leaf,
-        answer: Callable[[pb.Up], None],
-        lost: Callable[[Address, str], None],
+        leaves: Sequence[Leaf],
+        node_name: str,
+        greet: Callable[[pb.FlowStart], pb.FlowReady],
+        admit: Callable[[Pipe, int], None],
     ) -> None:
-        self._us = us
-        self._leaf = leaf
-        self._answer = answer
-        self._lost = lost
-        self._links: dict[Address, _Link] = {}
+        self._context = server_context(leaves)
+        self._node_name = node_name
+        self._greet = greet
+        self._admit = admit
+        self._listening: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._strangers = 0
 
-    def send(self, to: Address, role: "pb.FlowStart.Role", message: pb.Down, size: int | None = None) -> None:
-        """Send after what waits already; one that does not read is given up. `size` spares counting it."""
-        link = self._links.get(to)
-        if link is None or (link.task is not None and link.task.done()):
-            link = self._links[to] = _Link(to)
-            link.task = asyncio.create_task(self._run(link, role))
-        if link.out.put(message, size):
-            return
-        if self._links.pop(to, None) is link and link.task is not None:
-            # Its writer waits for a reader that does not read.
-            link.task.cancel()
-            self._lost(to, "it does not read")
-
-    def close(self) -> None:
-        for link in self._links.values():
-            if link.task is not None:
-                link.task.cancel()
-
-    async def _run(self, link: _Link, role: "pb.FlowStart.Role") -> None:
-        """Carry messages to another stage until the stream breaks."""
-        reason = "it ended the stream"
-        endpoint, stage_id = link.to
-        channel = leaf_channel(endpoint, self._leaf)
+    def listen(self, hosts: Sequence[str], port: int) -> None:
+        """On all of these; raises OSError and listens on none."""
+        opened: list[socket.socket] = []
         try:
-            call = cast(Any, glue).StageStub(channel).Flow()
-            start = pb.FlowStart(hello=self._us, stage_id=stage_id, role=role)
-            await call.write(pb.Down(start=start))
-            writer = asyncio.create_task(_write(call, link.out))
+            for host in hosts:
+                opened.append(_listening(host, port))
+        except OSError:
+            for each in opened:
+                each.close()
+            raise
+        self._listening = opened
+        for each in opened:
+            self._spawn(self._serve(each))
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for each in self._listening:
+            each.close()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
             try:
-                async for message in call:
-                    self._answer(message)
-            finally:
-                writer.cancel()
-        except grpc.aio.AioRpcError as error:
-            reason = error.details() or str(error.code())
-        except asyncio.InvalidStateError:
-            pass  # it ended before it was greeted
+                sock, _ = await loop.sock_accept(listening)
+            except OSError:
+                # Out of descriptors, most likely: what runs goes on, and the next one may be let in.
+                await asyncio.sleep(1)
+                continue
+            if self._strangers >= STRANGERS:
+                sock.close()
+                continue
+            self._strangers += 1
+            self._spawn(self._let_in(sock))
+
+    async def _let_in(self, sock: socket.socket) -> None:
+        pipe: Pipe | None = None
+        try:
+            async with asyncio.timeout(GREETING_S):
+                pipe = await secured(tuned(sock), self._context)
+                said = pb.Down.FromString(await pipe.next())
+                if said.WhichOneof("kind") != "start":
+                    raise BadData("a flow begins with FlowStart")
+                ready = self._greet(said.start)
+            pipe.send(pb.Up(ready=ready).SerializeToString())
+            self._admit(pipe, said.start.role)
+            return
         except ExoError as error:
-            reason = error.message
+            if pipe is not None:
+                refused = translate.refused(0, 0, error, self._node_name)
+                pipe.send(pb.Up(refused=refused).SerializeToString())
+        except (TimeoutError, OSError, DecodeError):
+            pass  # a stranger, or one of us that went away
         finally:
-            await channel.close()
-        if self._links.get(link.to) is link:
-            del self._links[link.to]
-        self._lost(link.to, reason)
+            self._strangers -= 1
+        sock.close()
 
 
-async def _write(call: Any, out: Outbox[pb.Down]) -> None:
-    # What ended the stream is the reader's to tell.
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        while (message := await out.get()) is not None:
-            await call.write(message)
+def _listening(host: str, port: int) -> socket.socket:
+    if is_unix(host):
+        path = f"{host.removeprefix(UNIX)}:{port}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(path)
+            sock.listen()
+        except BaseException:
+            sock.close()
+            raise
+    else:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = host == "::" and socket.has_dualstack_ipv6()
+        sock = socket.create_server((host, port), family=family, dualstack_ipv6=both)
+    sock.setblocking(False)
+    return sock

@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from exo_cli.models.random_model import RandomModel
+
 LEAVE: Final = signal.SIGUSR1
 
 WireDType = Literal["", "float32", "bfloat16", "float16"]
@@ -39,6 +41,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """What it may use in all: weights, KV and everything else."""
     wire_dtype: WireDType = ""
     """How its payload travels; empty: as it is computed."""
+    numerics: Literal["exact", "fast"] = "exact"
     context: int = 0
     """The most positions of a request; 0: as many as there is room for."""
     concurrency: int = 0
@@ -49,6 +52,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     leaves: list[LeafText]
     private_only: bool = False
     """It goes to no public address, wherever a route may lead."""
+    random: RandomModel | None = None
+    """Weights to make instead of those in `model_dir`, which is empty then."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
@@ -59,12 +64,18 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     data_port: int
+    """Where drivers come in."""
+    frame_port: int
+    """Where other stages do."""
     weights_bytes: int
     kv_budget_bytes: int
     base_bytes: int
     allowed_cuts: list[int]
     shares_steps: bool
     """Whether requests of this family are computed together in one step."""
+    numerics: Literal["exact", "fast"] = "exact"
+    """How it computes; `numerics_reason` says why it is exact where fast was asked for."""
+    numerics_reason: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

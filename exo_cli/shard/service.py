@@ -6,7 +6,7 @@ Knows nothing of MLX, and of weights only where they are found (`Locate`).
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from exo_cli.cluster.service import NodeService
 from exo_cli.errors import BadData, ExoError, TryAgain
 from exo_cli.fetch.serve_weights import WeightsServicer
 from exo_cli.fetch.stores import Stores
+from exo_cli.models.random_model import RandomModel
 from exo_cli.shard.engine import LetGo
 from exo_cli.shard.engines import DEFAULT_KEEP_ALIVE_S, Engines, Lease, Wanted
 from exo_cli.shard.messages import LeafText, Progress, Start, WireDType
@@ -89,6 +90,7 @@ class ShardService(WeightsServicer, NodeService):
             raise TryAgain(
                 "this node is leaving and takes no new work", hint="exo discover shows who is there."
             )
+        random = await asyncio.to_thread(_random, request) if request.random_geometry else None
         held = self._held(request)
         if held is not None:
             yield self._ready(held)
@@ -99,25 +101,18 @@ class ShardService(WeightsServicer, NodeService):
             if held is not None:
                 yield self._ready(held)
                 return
-            fetched: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
-            locating = asyncio.ensure_future(
-                self._locate(request, lambda done, total: fetched.put_nowait((done, total)))
-            )
-            try:
-                while not locating.done() or not fetched.empty():
-                    try:
-                        done, total = await asyncio.wait_for(fetched.get(), 0.1)
-                    except TimeoutError:
-                        continue
-                    yield pb.LoadEvent(progress=pb.LoadProgress(doing="fetch", done=done, total=total))
-                path = await locating
-            finally:
-                # Nobody fetches for a caller that has gone.
-                locating.cancel()
+            path = None
+            if random is None:
+                async with aclosing(self._located(request)) as found:
+                    async for each in found:
+                        if isinstance(each, Path):
+                            path = each
+                        else:
+                            yield each
             await self._replace(request)
             memory = request.memory_bytes or self._engines.free_bytes
             await self._engines.make_room(memory, evict=request.evict_idle)
-            start = self._start(request, path, memory)
+            start = self._start(request, path, random, memory)
             loading = self._engines.load(
                 start,
                 model=request.model.name,
@@ -135,6 +130,24 @@ class ShardService(WeightsServicer, NodeService):
         if lease is None:
             raise LetGo
         yield self._ready(lease)
+
+    async def _located(self, request: pb.LoadRequest) -> AsyncGenerator[pb.LoadEvent | Path, None]:
+        """What is being fetched, and at last where the weights are."""
+        fetched: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+        locating = asyncio.ensure_future(
+            self._locate(request, lambda done, total: fetched.put_nowait((done, total)))
+        )
+        try:
+            while not locating.done() or not fetched.empty():
+                try:
+                    done, total = await asyncio.wait_for(fetched.get(), 0.1)
+                except TimeoutError:
+                    continue
+                yield pb.LoadEvent(progress=pb.LoadProgress(doing="fetch", done=done, total=total))
+            yield await locating
+        finally:
+            # Nobody fetches for a caller that has gone.
+            locating.cancel()
 
     def _held(self, request: pb.LoadRequest) -> Lease | None:
         """The lease that is what they ask for, whoever asked for it first."""
@@ -170,6 +183,7 @@ class ShardService(WeightsServicer, NodeService):
             ready=pb.LoadReady(
                 stage_id=lease.stage_id,
                 data_port=ready.data_port,
+                frame_port=ready.frame_port,
                 weights_bytes=ready.weights_bytes,
                 kv_budget_bytes=ready.kv_budget_bytes,
                 base_bytes=ready.base_bytes,
@@ -178,7 +192,9 @@ class ShardService(WeightsServicer, NodeService):
             )
         )
 
-    def _start(self, request: pb.LoadRequest, path: Path, memory: int) -> Start:
+    def _start(
+        self, request: pb.LoadRequest, path: Path | None, random: RandomModel | None, memory: int
+    ) -> Start:
         me = self._node
         leaves = [issue_leaf(key) for key in self._source.current().keys]
         return Start(
@@ -186,7 +202,7 @@ class ShardService(WeightsServicer, NodeService):
             node_id=me.identity.node_id,
             node_name=me.identity.name,
             boot=me.identity.boot,
-            model_dir=str(path),
+            model_dir="" if path is None else str(path),
             first_layer=request.first_layer,
             last_layer=request.last_layer,
             layers_in_model=request.layers_in_model,
@@ -206,6 +222,7 @@ class ShardService(WeightsServicer, NodeService):
                 for leaf in leaves
             ],
             private_only=self._source.current().kind == "insecure",
+            random=random,
         )
 
     async def Unload(self, request: pb.UnloadRequest, context: Any) -> pb.UnloadReply:
@@ -279,8 +296,14 @@ def _check(request: pb.LoadRequest) -> None:
         raise BadData(f"this version of exo has no --numerics {request.numerics}", hint="Use exact.")
     if request.kv_bits:
         raise BadData("this version of exo keeps the KV cache as it is computed", hint="Leave kv_bits out.")
-    if request.random_geometry:
-        raise BadData("this version of exo makes no random weights", hint="Name a model.")
+
+
+def _random(request: pb.LoadRequest) -> RandomModel:
+    """The random weights that are asked for; nobody gets them by the name of a model that has others."""
+    model = RandomModel(request.model.name, request.random_geometry, request.random_seed)
+    if model.digest != request.model.digest:
+        raise BadData("a load of random weights does not name them by their digest", hint=_SAME_VERSION)
+    return model
 
 
 def _failed(error: ExoError) -> pb.LoadFailed:

@@ -1,7 +1,7 @@
 """The engine process: loads one stage, serves its data stream, ends with its parent.
 
-One engine thread loads, warms up and runs everything that touches MLX, because its lazy arrays belong
-to the thread that made them; the main thread runs the event loop and the streams. Run as
+One thread loads, warms up and computes (`thread`); the main thread runs the event loop and the drivers'
+streams. Run as
 `python -m exo_cli.shard.worker` with a Start line on standard input. Knows nothing of discovery, of
 other stages of this node, or of the cluster's secret.
 """
@@ -10,14 +10,10 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import queue
 import signal
-import statistics
 import sys
 import threading
-import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -26,22 +22,26 @@ import msgspec
 
 from exo_cli.cluster.pairs import is_unix, join_endpoint
 from exo_cli.cluster.ports import free_port, is_free
-from exo_cli.engine.core import Effect, StageCore
+from exo_cli.engine.core import StageCore
 from exo_cli.errors import Exit, ExoError, SystemFailure
 from exo_cli.fetch.partial import coverage
 from exo_cli.shard import translate
 from exo_cli.shard.flows import StageFacts, StageFlows
+from exo_cli.shard.links import Door
 from exo_cli.shard.messages import LEAVE, Beat, Failed, LeafText, Line, Progress, Ready, Start
+from exo_cli.shard.neighbours import Neighbours
+from exo_cli.shard.ring import Ring
+from exo_cli.shard.thread import EngineThread
 from exo_cli.trust.authority import Leaf
 from exo_cli.wire import exo_pb2_grpc as glue
 from exo_cli.wire.channels import SERVER_OPTIONS, leaf_server_credentials
+from exo_cli.wire.hello import hello
 
 BEAT_S: Final = 0.5
-RECENT_STEPS: Final = 256
 RANDOM_PORTS: Final = 64
+_FRAME_SOCKET: Final = 1 << 22
+"""Beside our process's number, which is below it, in the name of a socket of the file system."""
 _PR_SET_PDEATHSIG: Final = 1
-
-Call = Callable[[StageCore[Any]], list[Effect]]
 
 
 def say(line: Line) -> None:
@@ -50,136 +50,29 @@ def say(line: Line) -> None:
         os.write(sys.stdout.fileno(), msgspec.json.encode(line) + b"\n")
 
 
-class EngineThread:
-    """The only thread that touches MLX."""
+def load(start: Start) -> tuple[StageCore[Any], Ready]:
+    """The stage, on the thread that is to run it."""
+    try:
+        from exo_cli.engine import stage
 
-    def __init__(self, start: Start, loop: asyncio.AbstractEventLoop) -> None:
-        self._start = start
-        self._loop = loop
-        self._inbox: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self._deliver: Callable[[list[Effect]], None] = lambda effects: None
-        self._core: StageCore[Any] | None = None
-        self.ready: asyncio.Future[Ready] = loop.create_future()
-        self.times_ms: deque[float] = deque(maxlen=RECENT_STEPS)
-        self.stepping_since = 0.0
-        self.busy_s = time.monotonic()
-        self.tokens = 0
-        self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-    def call(self, work: Call) -> None:
-        """Let the engine thread do this with its core; from any thread."""
-        self._inbox.put(work)
-
-    def backlog(self) -> int:
-        """Calls that wait for the thread."""
-        return self._inbox.qsize()
-
-    def begin(self, deliver: Callable[[list[Effect]], None]) -> None:
-        self._deliver = deliver
-        self.thread.start()
-
-    @property
-    def core(self) -> StageCore[Any] | None:
-        return self._core
-
-    def _run(self) -> None:
-        try:
-            core = self._load()
-            if core is not None:
-                self._serve(core)
-        except Exception:  # noqa: BLE001 - the edge of the thread: the process must not live on without its engine
-            import traceback
-
-            traceback.print_exc()
-            os._exit(Exit.INTERNAL)
-
-    def _load(self) -> StageCore[Any] | None:
-        """The stage, said to be ready; None where it was said why it cannot be."""
-        try:
-            from exo_cli.engine.stage import load
-
-            self._core, ready = load(
-                self._start.model_dir,
-                layers=(self._start.first_layer, self._start.last_layer),
-                layers_in_model=self._start.layers_in_model,
-                memory_bytes=self._start.memory_bytes,
-                wire_dtype=self._start.wire_dtype,
-                context=self._start.context,
-                concurrency=self._start.concurrency,
-                alone=True,
-                covers=coverage(Path(self._start.model_dir)),
-                progress=lambda doing, done, total: say(Progress(doing=doing, done=done, total=total)),
-            )
-        except ExoError as error:
-            error.hint = error.hint or "Fetch the model again, or name another one."
-            self._loop.call_soon_threadsafe(self.ready.set_exception, error)
-            return None
-        # Where one token takes seconds, the first step is not taken for a hang.
-        self.times_ms.append(self._core.step_s * 1000)
-        self._loop.call_soon_threadsafe(self.ready.set_result, Ready(data_port=0, **ready))
-        return self._core
-
-    def _serve(self, core: StageCore[Any]) -> None:
-        due: float | None = None
-        while True:
-            try:
-                wait_s = None if due is None else max(0.0, due - time.monotonic())
-                work = self._inbox.get(timeout=wait_s)
-            except queue.Empty:
-                work = _nothing
-            while True:
-                self._give(self._timed(work, core))
-                try:
-                    work = self._inbox.get_nowait()
-                except queue.Empty:
-                    break
-            due = self._poll(core) if core.first else None
-
-    def _poll(self, core: StageCore[Any]) -> float | None:
-        """One step of ours at most: what came in meanwhile is looked at between two."""
-        effects = self._timed(lambda stage: cast("list[Effect]", stage.poll(time.monotonic())), core)
-        if effects is None or isinstance(effects, float):
-            return effects
-        self._give(effects)
-        # After a step that failed as well: the other requests do not wait for news.
-        return time.monotonic()
-
-    def _timed(self, work: Call, core: StageCore[Any]) -> Any:
-        before = core.steps
-        began_s = self.stepping_since = time.monotonic()
-        effects = work(core)
-        self.stepping_since = 0.0
-        if core.steps > before:
-            self.times_ms.append((time.monotonic() - began_s) * 1000)
-        if core.ledger.entries:
-            self.busy_s = time.monotonic()
-        return effects
-
-    def _give(self, effects: list[Effect]) -> None:
-        if effects:
-            self._loop.call_soon_threadsafe(self._deliver, effects)
-
-    def beat(self) -> Beat:
-        """What is known without disturbing the thread."""
-        core, since = self._core, self.stepping_since
-        now_s = time.monotonic()
-        # At once: the thread opens and closes requests while we count.
-        entries = list(core.ledger.entries.values()) if core else []
-        times = sorted(self.times_ms)
-        return Beat(
-            requests=len(entries),
-            kv_used_bytes=sum(entry.bytes for entry in entries),
-            steps=core.steps if core else 0,
-            tokens=core.rows if core else 0,
-            stepping_ms=int((now_s - since) * 1000) if since else 0,
-            step_ms_p50=statistics.median(times) if times else 0.0,
-            step_ms_p99=times[int(len(times) * 0.99)] if times else 0.0,
-            idle_ms=int((now_s - self.busy_s) * 1000),
+        core, ready = stage.load(
+            start.model_dir,
+            layers=(start.first_layer, start.last_layer),
+            layers_in_model=start.layers_in_model,
+            memory_bytes=start.memory_bytes,
+            wire_dtype=start.wire_dtype,
+            context=start.context,
+            concurrency=start.concurrency,
+            numerics=start.numerics,
+            alone=True,
+            random=start.random,
+            covers=coverage(Path(start.model_dir)),
+            progress=lambda doing, done, total: say(Progress(doing=doing, done=done, total=total)),
         )
-
-
-def _nothing(_: StageCore[Any]) -> list[Effect]:
-    return []
+    except ExoError as error:
+        error.hint = error.hint or "Fetch the model again, or name another one."
+        raise
+    return core, Ready(data_port=0, frame_port=0, **ready)
 
 
 class _Servicer(glue.StageServicer):
@@ -197,7 +90,7 @@ async def serve(start: Start) -> int:
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     leaves = [_leaf(each) for each in start.leaves]
-    engine = EngineThread(start, loop)
+    engine = EngineThread(lambda: load(start), loop)
     facts = StageFacts(
         stage_id=start.stage_id,
         node_id=start.node_id,
@@ -207,19 +100,31 @@ async def serve(start: Start) -> int:
         last=start.last_layer == start.layers_in_model,
         reach=translate.Reach(unix=is_unix(start.hosts[0]), private_only=start.private_only),
     )
-    flows = StageFlows(facts, leaves[0], engine.call, engine.backlog)
+    us = hello(start.node_id, start.boot)
+    beside = Neighbours(engine.call, loop, us, leaves[0])
+    flows = StageFlows(facts, beside, engine.call, engine.backlog)
+    ring = Ring(
+        beside,
+        loop.call_soon_threadsafe,
+        node_name=start.node_name,
+        stage_id=start.stage_id,
+        first=facts.first,
+    )
+    beside.begin(ring, flows)
+    door = Door(leaves, start.node_name, flows.greet, beside.admit)
 
     def leave() -> None:
         flows.leave()
         say(_beat(engine, flows))
 
     loop.add_signal_handler(LEAVE, leave)
-    engine.begin(flows.deliver)
+    engine.begin(ring, flows.deliver)
     try:
         ready = await engine.ready
         server = grpc.aio.server(options=list(SERVER_OPTIONS))
         cast(Any, glue).add_StageServicer_to_server(_Servicer(flows), server)
-        port = _bind(server, start, leaves)
+        data_port = _bind(server, start, leaves)
+        frame_port = _open(door, start, besides=data_port)
         await server.start()
     except ExoError as error:
         say(
@@ -233,17 +138,18 @@ async def serve(start: Start) -> int:
             )
         )
         return int(error.exit)
-    say(msgspec.structs.replace(ready, data_port=port))
+    say(msgspec.structs.replace(ready, data_port=data_port, frame_port=frame_port))
     while not stop.is_set():
         say(_beat(engine, flows))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), BEAT_S)
-    flows.close()
+    await door.close()
+    beside.close()
     await server.stop(0.5)
     return Exit.OK
 
 
-def _beat(engine: EngineThread, flows: StageFlows) -> Beat:
+def _beat(engine: EngineThread[Ready], flows: StageFlows) -> Beat:
     beat = engine.beat()
     if not flows.leaving:
         return beat
@@ -252,25 +158,46 @@ def _beat(engine: EngineThread, flows: StageFlows) -> Beat:
 
 
 def _bind(server: grpc.aio.Server, start: Start, leaves: list[Leaf]) -> int:
+    """Where drivers come in."""
     if is_unix(start.hosts[0]):
         # A socket of our own in the node's directory: our id names it as a port would.
         server.add_secure_port(join_endpoint(start.hosts[0], os.getpid()), leaf_server_credentials(leaves))
         return os.getpid()
-    low, high = start.ports
-    candidates = range(low, high + 1) if low else (free_port() for _ in range(RANDOM_PORTS))
-    for port in candidates:
-        # All of them or none: a server that listens on half of its hosts cannot be undone.
-        if not all(is_free(host, port) for host in start.hosts):
-            continue
+    for port in _candidates(start):
         try:
             for host in start.hosts:
-                bracketed = f"[{host}]" if ":" in host else host
-                server.add_secure_port(f"{bracketed}:{port}", leaf_server_credentials(leaves))
+                server.add_secure_port(join_endpoint(host, port), leaf_server_credentials(leaves))
         except RuntimeError:
             continue
         return port
-    raise SystemFailure(
-        f"no data port between {low} and {high} is free on {', '.join(start.hosts)}",
+    raise _no_port(start)
+
+
+def _open(door: Door, start: Start, *, besides: int) -> int:
+    """Where other stages come in."""
+    if is_unix(start.hosts[0]):
+        door.listen(start.hosts, _FRAME_SOCKET + os.getpid())
+        return _FRAME_SOCKET + os.getpid()
+    for port in _candidates(start):
+        if port != besides:
+            with contextlib.suppress(OSError):
+                door.listen(start.hosts, port)
+                return port
+    raise _no_port(start)
+
+
+def _candidates(start: Start) -> Iterator[int]:
+    """All hosts or none: a server that listens on half of its hosts cannot be undone."""
+    low, high = start.ports
+    for port in range(low, high + 1) if low else (free_port() for _ in range(RANDOM_PORTS)):
+        if all(is_free(host, port) for host in start.hosts):
+            yield port
+
+
+def _no_port(start: Start) -> SystemFailure:
+    low, high = start.ports
+    return SystemFailure(
+        f"of the data ports {low} to {high} too few are free on {', '.join(start.hosts)}: a stage needs two",
         hint="Give serve-shard a wider --data-ports.",
     )
 

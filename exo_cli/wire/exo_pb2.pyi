@@ -229,7 +229,7 @@ class LoadProgress(_message.Message):
     def __init__(self, doing: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class LoadReady(_message.Message):
-    __slots__ = ("stage_id", "data_port", "weights_bytes", "kv_budget_bytes", "base_bytes", "allowed_cuts", "slots")
+    __slots__ = ("stage_id", "data_port", "weights_bytes", "kv_budget_bytes", "base_bytes", "allowed_cuts", "slots", "frame_port")
     STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     DATA_PORT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +237,7 @@ class LoadReady(_message.Message):
     BASE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_CUTS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    FRAME_PORT_FIELD_NUMBER: _ClassVar[int]
     stage_id: str
     data_port: int
     weights_bytes: int
@@ -244,7 +245,8 @@ class LoadReady(_message.Message):
     base_bytes: int
     allowed_cuts: _containers.RepeatedScalarFieldContainer[int]
     slots: bool
-    def __init__(self, stage_id: _Optional[str] = ..., data_port: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., base_bytes: _Optional[int] = ..., allowed_cuts: _Optional[_Iterable[int]] = ..., slots: _Optional[bool] = ...) -> None: ...
+    frame_port: int
+    def __init__(self, stage_id: _Optional[str] = ..., data_port: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., base_bytes: _Optional[int] = ..., allowed_cuts: _Optional[_Iterable[int]] = ..., slots: _Optional[bool] = ..., frame_port: _Optional[int] = ...) -> None: ...
 
 class LoadFailed(_message.Message):
     __slots__ = ("code", "message", "hint", "exit", "bytes_needed", "bytes_free", "holders")
@@ -491,7 +493,7 @@ class Up(_message.Message):
     def __init__(self, ready: _Optional[_Union[FlowReady, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ...) -> None: ...
 
 class FlowStart(_message.Message):
-    __slots__ = ("hello", "stage_id", "role", "trace", "driver")
+    __slots__ = ("hello", "stage_id", "role", "driver")
     class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ROLE_UNSPECIFIED: _ClassVar[FlowStart.Role]
@@ -505,14 +507,12 @@ class FlowStart(_message.Message):
     HELLO_FIELD_NUMBER: _ClassVar[int]
     STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
-    TRACE_FIELD_NUMBER: _ClassVar[int]
     DRIVER_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     stage_id: str
     role: FlowStart.Role
-    trace: bool
     driver: bytes
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., stage_id: _Optional[str] = ..., role: _Optional[_Union[FlowStart.Role, str]] = ..., trace: _Optional[bool] = ..., driver: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., stage_id: _Optional[str] = ..., role: _Optional[_Union[FlowStart.Role, str]] = ..., driver: _Optional[bytes] = ...) -> None: ...
 
 class FlowReady(_message.Message):
     __slots__ = ("hello", "stage_id")
@@ -566,7 +566,7 @@ class Hop(_message.Message):
     def __init__(self, endpoint: _Optional[str] = ..., stage_id: _Optional[str] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("request", "epoch", "prompt", "emitted", "sampler", "max_tokens", "stop_ids", "deadline_ms", "keep_prefix", "route", "hop", "driver")
+    __slots__ = ("request", "epoch", "prompt", "emitted", "sampler", "max_tokens", "stop_ids", "deadline_ms", "keep_prefix", "route", "hop", "driver", "trace")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -579,6 +579,7 @@ class Open(_message.Message):
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     HOP_FIELD_NUMBER: _ClassVar[int]
     DRIVER_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     request: int
     epoch: int
     prompt: _containers.RepeatedScalarFieldContainer[int]
@@ -591,7 +592,8 @@ class Open(_message.Message):
     route: _containers.RepeatedCompositeFieldContainer[Hop]
     hop: int
     driver: bytes
-    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., deadline_ms: _Optional[int] = ..., keep_prefix: _Optional[bool] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., hop: _Optional[int] = ..., driver: _Optional[bytes] = ...) -> None: ...
+    trace: bool
+    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ..., prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[int] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., deadline_ms: _Optional[int] = ..., keep_prefix: _Optional[bool] = ..., route: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., hop: _Optional[int] = ..., driver: _Optional[bytes] = ..., trace: _Optional[bool] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("request", "epoch", "prefix", "kv_bytes", "chunk_tokens")
@@ -728,7 +730,7 @@ class Cancel(_message.Message):
     def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Trace(_message.Message):
-    __slots__ = ("step", "rows", "received_ns", "started_ns", "computed_ns", "sent_ns", "bytes_in", "bytes_out")
+    __slots__ = ("step", "rows", "received_ns", "started_ns", "computed_ns", "sent_ns", "bytes_in", "bytes_out", "returned_ns", "stage_id")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_NS_FIELD_NUMBER: _ClassVar[int]
@@ -737,6 +739,8 @@ class Trace(_message.Message):
     SENT_NS_FIELD_NUMBER: _ClassVar[int]
     BYTES_IN_FIELD_NUMBER: _ClassVar[int]
     BYTES_OUT_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_NS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     step: int
     rows: int
     received_ns: int
@@ -745,4 +749,6 @@ class Trace(_message.Message):
     sent_ns: int
     bytes_in: int
     bytes_out: int
-    def __init__(self, step: _Optional[int] = ..., rows: _Optional[int] = ..., received_ns: _Optional[int] = ..., started_ns: _Optional[int] = ..., computed_ns: _Optional[int] = ..., sent_ns: _Optional[int] = ..., bytes_in: _Optional[int] = ..., bytes_out: _Optional[int] = ...) -> None: ...
+    returned_ns: int
+    stage_id: str
+    def __init__(self, step: _Optional[int] = ..., rows: _Optional[int] = ..., received_ns: _Optional[int] = ..., started_ns: _Optional[int] = ..., computed_ns: _Optional[int] = ..., sent_ns: _Optional[int] = ..., bytes_in: _Optional[int] = ..., bytes_out: _Optional[int] = ..., returned_ns: _Optional[int] = ..., stage_id: _Optional[str] = ...) -> None: ...

@@ -85,6 +85,22 @@ class FrameData:
     tokens: tuple[int, ...]
     tensor: TensorData | None
 
+    def only(self, wanted: Sequence[bool]) -> "FrameData":
+        """The same step with those parts alone that are wanted."""
+        ends = [sum(part.n for part in self.parts[: at + 1]) for at in range(len(self.parts))]
+        rows = [
+            slice(end - part.n, end) for part, end, want in zip(self.parts, ends, wanted, strict=True) if want
+        ]
+        parts = tuple(part for part, want in zip(self.parts, wanted, strict=True) if want)
+        tokens = tuple(token for each in rows for token in self.tokens[each])
+        if self.tensor is None:
+            return FrameData(self.step, parts, tokens, None)
+        data, shape = memoryview(self.tensor.data).cast("B"), self.tensor.shape
+        size = data.nbytes // shape[0]
+        left = b"".join(data[each.start * size : each.stop * size] for each in rows)
+        tensor = TensorData(self.tensor.dtype, (len(tokens), *shape[1:]), left)
+        return FrameData(self.step, parts, tokens, tensor)
+
 
 def size_bytes(dtype: str, shape: Sequence[int], *, limit: int = MAX_TENSOR_BYTES) -> int:
     """The size of a tensor; refuses what is not a tensor of ours or is larger than `limit`."""

@@ -53,10 +53,11 @@ async def stages(
 
 
 def addresses(found: Sequence[FakeStage]) -> list[StageAddress]:
-    where = [f"127.0.0.1:{stage.port}" for stage in found]
     return [
-        StageAddress(f"n{index}", stage.stage_id, at, at)
-        for index, (stage, at) in enumerate(zip(found, where, strict=True))
+        StageAddress(
+            f"n{index}", stage.stage_id, f"127.0.0.1:{stage.port}", f"127.0.0.1:{stage.frame_port}"
+        )
+        for index, stage in enumerate(found)
     ]
 
 
@@ -428,8 +429,8 @@ def test_a_process_that_is_killed_in_the_middle_is_named(which: int, clean_envir
         where = []
         for index, child in enumerate(children):
             ready = await load(source, child.port, index, 2)
-            at = f"127.0.0.1:{ready.data_port}"
-            where.append(StageAddress("ab"[index], ready.stage_id, at, at))
+            here, beside = (f"127.0.0.1:{port}" for port in (ready.data_port, ready.frame_port))
+            where.append(StageAddress("ab"[index], ready.stage_id, here, beside))
         async with Chain(where, source) as chain:
             seen, error = await interrupted(chain, 20, children[which].child.kill)
             assert isinstance(error, Unavailable)

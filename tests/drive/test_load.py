@@ -186,7 +186,7 @@ def test_a_load_is_named_by_what_it_makes() -> None:
 
 
 def stage(node: Node, port: int) -> LoadedStage:
-    return LoadedStage(node, (0, 1), f"s{port}", port, 0, 0, True)
+    return LoadedStage(node, (0, 1), f"s{port}", port, port, 0, 0, True)
 
 
 def test_stages_are_reached_over_the_measured_address_from_the_stage_before() -> None:

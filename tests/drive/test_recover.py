@@ -41,10 +41,10 @@ def test_who_is_gone_whose_engine_ended_and_who_is_well(monkeypatch: pytest.Monk
             assert await blamed(stages, "d" * 64) == [("b", False)]
             # Somebody else's address, or nobody's.
             moved = msgspec.structs.replace(records[0], endpoint=records[1].endpoint)
-            other = LoadedStage(moved, (0, 2), "s", 1, 0, 0, True)
+            other = LoadedStage(moved, (0, 2), "s", 1, 2, 0, 0, True)
             assert await blamed([other], "d" * 64) == [("a", True)]
             silent = msgspec.structs.replace(records[0], endpoint="127.0.0.1:1")
-            other = LoadedStage(silent, (0, 2), "s", 1, 0, 0, True)
+            other = LoadedStage(silent, (0, 2), "s", 1, 2, 0, 0, True)
             assert await blamed([other, other, stages[1]], "d" * 64) == [("a", True), ("b", False)]
 
     asyncio.run(main())

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exo_cli.engine.core import MAX_CHUNK
+from exo_cli.engine.core import MAX_CHUNK, Open, StageCore
 from exo_cli.engine.ledger import DoesNotFitNow, StepRefused
+from exo_cli.engine.scheduler import Scheduler
 from exo_cli.errors import BadData
-from exo_cli.wire.frames import FrameData, Part
+from exo_cli.schemas.sampling import Sampling
+from exo_cli.wire.frames import FrameData, Part, TensorData
 from tests.support.chain import Chain, HashCompute, expected
 
 
@@ -143,6 +145,46 @@ def test_a_cancelled_request_frees_its_room_and_leaves_the_others_alone() -> Non
     made.run()
     assert other.tokens == expected(2, [2], 30)
     assert is_empty(made)
+
+
+@pytest.mark.parametrize("where", [1, 2])
+@pytest.mark.parametrize("ticks", range(40, 60, 3))
+def test_a_request_that_a_later_stage_ends_takes_nobody_with_it(where: int, ticks: int) -> None:
+    """Its row is in a frame with others', which was on its way."""
+    made = chain(3)
+    made.open(1, [1], 1000)
+    others = {number: made.open(number, [number], 30) for number in (2, 3, 4, 5)}
+    for _ in range(ticks):
+        made.tick()
+    made._carry(where, made.cores[where].end_early(1, 1))
+    for _ in range(ticks):
+        made.tick()
+    # What it said has come up by now, and the goodbye goes down.
+    made.cancel(1)
+    made.run()
+    for number, other in others.items():
+        assert other.refused is None
+        assert other.tokens == expected(3, [number], 30)
+    assert is_empty(made)
+    assert not made.cores[where].over
+
+
+def test_requests_that_ended_early_are_forgotten_one_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exo_cli.engine.core.MAX_OVER", 3)
+    core = StageCore(
+        HashCompute(), 1000, first=False, last=True, scheduler=Scheduler(stages=2, chunk_tokens=4)
+    )
+    for request in range(6):
+        core.open(Open(request, 1, (1,), Sampling(), max_tokens=4))
+        core.end_early(request, 1)
+    assert list(core.over) == [3, 4, 5]
+    row = TensorData("float32", (1, 1), bytes(4))
+    assert core.frame(FrameData(1, (Part(4, 1, 0, 1),), (1,), row), 0.0) == []
+    with pytest.raises(StepRefused):
+        core.frame(FrameData(1, (Part(4, 2, 0, 1),), (1,), row), 0.0)
+    core.open(Open(4, 2, (1,), Sampling(), max_tokens=4))
+    assert list(core.over) == [3, 5]
+    assert core.frame(FrameData(1, (Part(4, 2, 0, 1),), (1,), row), 0.0)
 
 
 def test_repeated_frames_are_answered_from_what_was_kept() -> None:

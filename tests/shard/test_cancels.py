@@ -141,9 +141,7 @@ class Leaver:
         stages = self._driven.chain.stages
         driver = self._dice.randbytes(16)
         port = int(stages[0].endpoint.rpartition(":")[2])
-        async with stream(
-            self._source, port, stages[0].stage_id, pb.FlowStart.DRIVER, driver=driver
-        ) as broken:
+        async with stream(self._source, port, stages[0].stage_id, driver=driver) as broken:
             for _ in range(n):
                 await broken.send(
                     pb.Down(

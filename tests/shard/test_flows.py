@@ -1,9 +1,9 @@
 """A stage's streams without a network: deadlines, and readers that do not read."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -13,15 +13,13 @@ from exo_cli.engine.core import Effect, StageCore
 from exo_cli.engine.scheduler import Scheduler
 from exo_cli.shard import flows as subject
 from exo_cli.shard.flows import StageFacts, StageFlows, _Flow
-from exo_cli.trust.authority import Leaf
+from exo_cli.shard.ring import Address
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.hello import hello
 from tests.support.chain import HashCompute, expected
 
 FACTS = StageFacts(stage_id="s", node_id="0" * 32, node_name="n", boot=1, first=True, last=True)
 ROUTE = [pb.Hop(endpoint="127.0.0.1:1", stage_id="s")]
-LEAF = Leaf("", b"", b"", b"")
-"""For streams to others, of which a chain of one stage opens none."""
 DRIVER, OTHER = b"d" * 16, b"o" * 16
 PROMPT = [3, 4, 5]
 
@@ -49,6 +47,27 @@ class Timer:
         self.is_over = True
 
 
+class Beside:
+    """The ring, which does nothing and remembers it."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str | None]] = []
+        self.said: list[tuple[Any, pb.Up]] = []
+        self.tracing = False
+
+    def lead(self, chain: Sequence[Address], at: int) -> None:
+        assert 0 <= at < len(chain)
+
+    def send(self, to: Address, role: int, message: pb.Down) -> None:
+        self.sent.append((to[1], message.WhichOneof("kind")))
+
+    def say(self, pipe: Any, message: pb.Up) -> None:
+        self.said.append((pipe, message))
+
+    def trace(self, on: bool) -> None:
+        self.tracing = on
+
+
 class Stand:
     """A chain of one stage; a step is computed when the test says so."""
 
@@ -60,7 +79,8 @@ class Stand:
         )
         self.waiting = 0
         self.timers: list[Timer] = []
-        self.flows = StageFlows(FACTS, LEAF, self.call, lambda: self.waiting, self.later)
+        self.beside = Beside()
+        self.flows = StageFlows(FACTS, self.beside, self.call, lambda: self.waiting, self.later)
 
     def later(self, seconds: float, then: Callable[[], None]) -> "Timer":
         self.timers.append(Timer(seconds, then))
@@ -132,6 +152,11 @@ class Driver:
             raise message
         assert message.WhichOneof("kind") == kind
         return getattr(message, kind)
+
+    async def anything(self) -> pb.Up:
+        message = await self._got.get()
+        assert isinstance(message, pb.Up)
+        return message
 
     async def end(self) -> "Aborted":
         """What the call ended with, whatever came before."""
@@ -315,11 +340,8 @@ def test_a_refused_request_counts_until_the_stages_below_have_let_go() -> None:
             HashCompute(), 1 << 20, first=True, last=False, scheduler=Scheduler(stages=2, chunk_tokens=64)
         )
         calls: list[Callable[[StageCore[Any]], list[Effect]]] = []
-        sent: list[tuple[str, str | None]] = []
-        flows = StageFlows(facts, LEAF, calls.append)
-        flows._links.send = lambda to, role, message, size=None: sent.append(  # type: ignore[method-assign]
-            (to[1], message.WhichOneof("kind"))
-        )
+        ring = Beside()
+        flows = StageFlows(facts, ring, calls.append)
 
         def compute() -> None:
             while calls:
@@ -328,21 +350,101 @@ def test_a_refused_request_counts_until_the_stages_below_have_let_go() -> None:
         def opened(request: int, below: str) -> None:
             route = [*ROUTE, pb.Hop(endpoint="127.0.0.1:2", stage_id=below)]
             message = pb.Open(request=request, epoch=1, prompt=PROMPT, max_tokens=4, route=route)
-            flows._open(_Flow(pb.FlowStart.DRIVER, DRIVER, lambda flow: None), message)
+            flows._open(_Flow(DRIVER, lambda flow: None), message)
 
         opened(1, "t")
         compute()
-        flows._answer(pb.Up(refused=pb.Refused(request=1, epoch=1, message="out of turn", exit=65)))
+        flows.answer(pb.Up(refused=pb.Refused(request=1, epoch=1, message="out of turn", exit=65)))
         opened(2, "u")
         compute()
-        assert sent == [("t", "open"), ("t", "cancel")]
+        assert ring.sent == [("t", "open"), ("t", "cancel")]
         assert not core.ledger.entries
         assert not flows.requests
         opened(3, "u")
         compute()
-        assert sent[2:] == [("u", "open")]
+        assert ring.sent[2:] == [("u", "open")]
 
     asyncio.run(main())
+
+
+def later(first: bool = False) -> tuple[StageFlows, Beside, list[Any]]:
+    """A stage with others beside it, whose engine's thread is a list."""
+    facts = StageFacts(stage_id="s", node_id="0" * 32, node_name="n", boot=1, first=first, last=not first)
+    calls: list[Any] = []
+    ring = Beside()
+    return StageFlows(facts, ring, calls.append), ring, calls
+
+
+def opening(request: int, **options: Any) -> pb.Down:
+    route = [pb.Hop(endpoint="127.0.0.1:2", stage_id="r"), *ROUTE]
+    usual: dict[str, Any] = {"epoch": 1, "prompt": PROMPT, "max_tokens": 4, "route": route, "hop": 1}
+    return pb.Down(open=pb.Open(request=request, **{**usual, **options}))
+
+
+def test_with_the_stage_before_go_the_requests_that_it_brought_and_no_others() -> None:
+    async def main() -> None:
+        flows, ring, calls = later()
+        one, other = cast(Any, "one"), cast(Any, "other")
+        flows.take(one, opening(1))
+        flows.take(other, opening(2))
+        assert flows.requests == 2
+        before = len(calls)
+        flows.left(one)
+        assert len(calls) == before + 1
+        flows.left(one)
+        flows.left(cast(Any, "a stranger"))
+        assert len(calls) == before + 1
+        flows.take(other, opening(3, route=[]))
+        ((pipe, message),) = ring.said
+        assert pipe == other
+        assert message.refused.request == 3
+
+    asyncio.run(main())
+
+
+def test_a_stage_that_is_lost_ends_what_runs_in_its_chain() -> None:
+    async def main() -> None:
+        flows, ring, _ = later()
+        flows.take(cast(Any, "before"), opening(1))
+        flows.lost(("127.0.0.1:9", "of a chain that is no more"), "gone")
+        assert ring.said == []
+        flows.lost(("127.0.0.1:2", "r"), "it ended the stream")
+        ((_, message),) = ring.said
+        assert message.finished.reason == "lost"
+        assert message.finished.message == "n lost the stage at 127.0.0.1:2: it ended the stream"
+
+    asyncio.run(main())
+
+
+def test_traces_are_made_while_a_request_wants_them_and_go_up_to_its_driver() -> None:
+    async def main(stand: Stand) -> None:
+        driver = Driver(stand)
+        await driver.read("ready")
+        driver.open(1, 3)
+        await driver.read("opened")
+        assert not stand.beside.tracing
+        driver.open(2, 2, trace=True)
+        await driver.read("opened")
+        assert stand.beside.tracing
+        while stand.step():
+            pass
+        assert not stand.beside.tracing
+        stand.flows.traced([pb.Trace(stage_id="s", step=7)])
+        stand.flows.answer(pb.Up(trace=pb.Trace(stage_id="t", step=7)))
+        found = []
+        while len(found) < 2:
+            async with asyncio.timeout(10):
+                message = await driver.anything()
+            if message.HasField("trace"):
+                found.append(message.trace.stage_id)
+        assert found == ["s", "t"]
+        await driver.close()
+
+    run(main)
+    flows, ring, _ = later()
+    flows.take(cast(Any, "before"), opening(1, trace=True))
+    flows.traced([pb.Trace(stage_id="s", step=7)])
+    assert [(pipe, message.trace.step) for pipe, message in ring.said] == [("before", 7)]
 
 
 async def settled(true: Callable[[], bool]) -> None:

@@ -23,6 +23,8 @@ from exo_cli.wire.hello import hello
 from exo_cli.wire.stubs import stage as stage_stub
 from tests.support import cluster, tiny_models
 from tests.support import nodes as nodes_of_test
+from tests.support.beside import PipeStream, knock
+from tests.support.beside import beside as beside_
 from tests.support.cluster import Driven, Shard, loaded, shards
 from tests.support.mutations import mutated
 from tests.support.neighbour import Neighbour, follower, neighbour, stream
@@ -56,9 +58,7 @@ class Stand:
         stage = self.driven.stages[1]
 
         async def main() -> None:
-            async with neighbour(
-                self.source, self.directory, CUT, LAYERS, port=stage.data_port, stage_id=stage.stage_id
-            ) as beside:
+            async with neighbour(self.source, self.directory, CUT, LAYERS, stage) as beside:
                 await beside.open(1, PROMPT, MORE)
                 for _ in range(STEPS):
                     await beside.step()
@@ -367,6 +367,7 @@ def test_mutated_frames_are_refused_or_ignored(stand: Stand) -> None:
             except DecodeError:
                 if sent["no message"] < 20:
                     await raw(stand, bad)
+                    assert "no message" in await raw_beside(stand, bad)
                     sent["no message"] += 1
                 continue
             if may_run(message, legal) or not message.parts:
@@ -402,10 +403,18 @@ def may_run(message: pb.Frame, legal: FrameData) -> bool:
 async def raw(stand: Stand, data: bytes) -> grpc.StatusCode:
     """Bytes instead of a message, on a driver's flow of its own; how the stage ends it."""
     stage = stand.driven.stages[1]
-    async with stream(stand.source, stage.data_port, stage.stage_id, pb.FlowStart.DRIVER) as stranger:
+    async with stream(stand.source, stage.data_port, stage.stage_id) as stranger:
         with suppress(grpc.aio.AioRpcError):  # how it ended is told to who reads
             await stranger.send(data)
         return (await stranger.end()).code()
+
+
+async def raw_beside(stand: Stand, data: bytes) -> str:
+    """The same on a connection of the stage before; what the stage says of it."""
+    stage = stand.driven.stages[1]
+    async with beside_(stand.source, stage.frame_port, stage.stage_id, pb.FlowStart.PREVIOUS) as stranger:
+        await stranger.send(data)
+        return await stranger.end()
 
 
 # -- streams and openings -----------------------------------------------------------------------------
@@ -419,7 +428,9 @@ def test_what_is_too_large_or_no_message_ends_only_its_own_stream(stand: Stand) 
         large = pb.Down(frame=pb.Frame(parts=[pb.Part(request=1, n=1)], tokens=[1], tensor=tensor))
         for _ in range(5):
             assert await raw(stand, large.SerializeToString()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await raw_beside(stand, large.SerializeToString())
         assert await raw(stand, b"\x1a\xff\xff\xff\xff\x0f") is grpc.StatusCode.UNKNOWN
+        assert "no message" in await raw_beside(stand, b"\x1a\xff\xff\xff\xff\x0f")
         assert stand.rss_bytes() - held < RSS_BYTES
         beside.again(legal)
 
@@ -451,7 +462,7 @@ def test_a_strangers_flow_cannot_touch_another_drivers_request(stand: Stand) -> 
         legal = beside.frame()
         for message, words in strange(stage.stage_id):
             async with stream(
-                stand.source, stage.data_port, stage.stage_id, pb.FlowStart.DRIVER, driver=b"somebody else 16"
+                stand.source, stage.data_port, stage.stage_id, driver=b"somebody else 16"
             ) as stranger:
                 await stranger.send(message)
                 status = await stranger.end()
@@ -463,8 +474,7 @@ def test_a_strangers_flow_cannot_touch_another_drivers_request(stand: Stand) -> 
 
 
 STARTS: list[tuple[str, int, dict[str, Any], grpc.StatusCode, str]] = [
-    ("a first stage's neighbour", 0, {"role": 2}, grpc.StatusCode.INVALID_ARGUMENT, "the first stage"),
-    ("tokens for a later stage", 1, {"role": 3}, grpc.StatusCode.INVALID_ARGUMENT, "not the first"),
+    ("a stage, where drivers come in", 1, {"role": 2}, grpc.StatusCode.INVALID_ARGUMENT, "role 2"),
     ("no role", 1, {"role": 0}, grpc.StatusCode.INVALID_ARGUMENT, "role 0"),
     ("a role of tomorrow", 0, {"role": 77}, grpc.StatusCode.INVALID_ARGUMENT, "role 77"),
     ("another stage", 1, {"stage_id": "x"}, grpc.StatusCode.NOT_FOUND, "stage x is not loaded"),
@@ -488,6 +498,33 @@ def test_a_flow_that_begins_wrongly_is_ended_with_a_reason(stand: Stand, row: An
                 await call.read()
             assert caught.value.code() is code
             assert words in (caught.value.details() or "")
+
+    stand.played(work)
+
+
+BESIDE: list[tuple[str, int, dict[str, Any], str]] = [
+    ("a first stage's neighbour", 0, {"role": 2}, "the first stage"),
+    ("tokens for a later stage", 1, {"role": 3}, "not the first"),
+    ("a driver, where stages come in", 1, {"role": 1}, "role 1"),
+    ("no role", 1, {"role": 0}, "role 0"),
+    ("another stage", 1, {"stage_id": "x"}, "stage x is not loaded"),
+    ("another protocol", 0, {"hello": pb.Hello(protocol=9)}, "9"),
+    ("no greeting", 0, {}, "begins with FlowStart"),
+]
+
+
+@pytest.mark.parametrize("row", BESIDE, ids=[row[0] for row in BESIDE])
+def test_a_stage_that_comes_in_wrongly_is_told_why(stand: Stand, row: Any) -> None:
+    _, which, changes, words = row
+    stage = stand.driven.stages[which]
+    settings = {"hello": hello(), "stage_id": stage.stage_id, "role": 2, **changes}
+    said = pb.Down(start=pb.FlowStart(**settings)) if changes else pb.Down(frame=pb.Frame())
+
+    async def work(beside: Neighbour) -> None:
+        stranger = PipeStream(await knock(stand.source, stage.frame_port))
+        await stranger.send(said)
+        assert words in await stranger.end()
+        await stranger.close()
 
     stand.played(work)
 
@@ -604,7 +641,7 @@ def test_a_last_stage_that_lies_does_not_end_the_first(
     stage = stand.driven.stages[0]
 
     async def main() -> None:
-        async with follower(stand.source, port=stage.data_port, stage_id=stage.stage_id) as behind:
+        async with follower(stand.source, stage) as behind:
             await behind.open(1, PROMPT, MORE)
             step, parts = await behind.next_parts()
             assert parts == [(1, 1, 0, len(PROMPT))]
@@ -629,9 +666,7 @@ def test_a_stage_of_an_earlier_chain_may_go_while_a_later_one_works(stand: Stand
 
     async def main() -> None:
         async with AsyncExitStack() as earlier:
-            behind = await earlier.enter_async_context(
-                follower(stand.source, port=stage.data_port, stage_id=stage.stage_id)
-            )
+            behind = await earlier.enter_async_context(follower(stand.source, stage))
             await behind.open(1, PROMPT, MORE)
             await behind.driver.send(pb.Down(cancel=pb.Cancel(request=1, epoch=1)))
             await cluster.settled(stand.source, [stand.node], cluster.is_idle, seconds=3)

@@ -82,8 +82,6 @@ def shards(home: Path, *names: str, arguments: Sequence[str] = ()) -> Iterator[l
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
                 )
             running.append(Running(popen, out, err))
-        for process in running:
-            process.until(lambda process=process: '"type":"ready"' in process.out())  # type: ignore[misc]
         yield [Shard(process, _port(process)) for process in running]
     finally:
         for process in running:
@@ -93,6 +91,8 @@ def shards(home: Path, *names: str, arguments: Sequence[str] = ()) -> Iterator[l
 
 
 def _port(process: Running) -> int:
+    """Where it listens, once it has said so: its ready file comes a moment earlier."""
+    process.until(lambda: '"type":"ready"' in process.out())
     ready = next(each for each in process.lines() if each["type"] == "ready")
     return int(ready["endpoint"].rpartition(":")[2])
 

@@ -14,8 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -28,6 +27,7 @@ from exo_cli.cluster.beacon import Role
 from exo_cli.cluster.describe import Self
 from exo_cli.cluster.facts import Accelerator
 from exo_cli.cluster.measure import Turnstile
+from exo_cli.cluster.ports import free_port
 from exo_cli.cluster.service import NodeService
 from exo_cli.cluster.station import Station, Voice
 from exo_cli.engine.core import Effect, StageCore
@@ -35,16 +35,20 @@ from exo_cli.engine.scheduler import Scheduler
 from exo_cli.errors import DoesNotFit, ExoError
 from exo_cli.schemas.topology import LoadedStage, Node
 from exo_cli.shard.flows import StageFacts, StageFlows
+from exo_cli.shard.links import Door
+from exo_cli.shard.neighbours import Neighbours
+from exo_cli.shard.ring import Ring
+from exo_cli.shard.thread import EngineThread
 from exo_cli.trust.authority import issue_leaf
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.channels import SERVER_OPTIONS, leaf_server_credentials
 from exo_cli.wire.exo_pb2_grpc import StageServicer
+from exo_cli.wire.hello import hello
 from exo_cli.wire.stubs import add_stage
 from tests.support import nodes
 from tests.support.chain import HashCompute
 
-Work = Callable[[StageCore[Any]], list[Effect]]
 _numbers = count(1)
 
 
@@ -59,44 +63,20 @@ class Habits:
     slots: bool = True
 
 
-class Engine:
-    """What the engine thread is to a real stage: the only one that touches the core."""
+class _Paced(HashCompute):
+    """A model whose steps take their time."""
 
-    def __init__(self, core: StageCore[Any], habits: Habits) -> None:
-        self.core = core
-        self.deliver: Callable[[list[Effect]], None]
+    def __init__(self, habits: Habits) -> None:
+        super().__init__()
         self._habits = habits
-        self._inbox: deque[Work] = deque()
-        self._wake = asyncio.Event()
 
-    def call(self, work: Work) -> None:
-        self._inbox.append(work)
-        self._wake.set()
+    def run(self, *asked: Any) -> Any:
+        time.sleep(self._habits.step_s)
+        return super().run(*asked)
 
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            before = self.core.steps
-            while self._inbox:
-                self.deliver(self._inbox.popleft()(self.core))
-            while self.core.first:
-                effects = self.core.poll(time.monotonic())
-                if effects is None:
-                    break
-                if isinstance(effects, float):
-                    loop.call_later(max(0.0, effects - time.monotonic()), self._wake.set)
-                    break
-                self.deliver(effects)
-                # A real engine has a thread of its own: messages flow while it computes.
-                await asyncio.sleep(0)
-                if self._habits.step_s or self._inbox:
-                    self._wake.set()
-                    break
-            if self._habits.step_s and self.core.steps > before:
-                await asyncio.sleep(self._habits.step_s)
-                self._wake.set()
+    def run_last(self, *asked: Any) -> Any:
+        time.sleep(self._habits.step_s)
+        return super().run_last(*asked)
 
 
 class _Servicer(StageServicer):
@@ -118,36 +98,61 @@ class FakeStage:
     core: StageCore[Any]
     flows: StageFlows
     server: grpc.aio.Server
-    task: "asyncio.Task[None]"
+    door: Door
+    beside: Neighbours
+    engine: EngineThread[None]
     port: int
+    frame_port: int
 
     async def stop(self) -> None:
-        self.task.cancel()
-        self.flows.close()
+        await self.door.close()
+        self.beside.close()
         await self.server.stop(0)
-        with suppress(asyncio.CancelledError):
-            await self.task
+        self.engine.call(_end)
+        await asyncio.to_thread(self.engine.thread.join)
+
+
+class _Over(ExoError):
+    """Ends an engine's thread."""
+
+
+def _end(_: object) -> list[Effect]:
+    raise _Over("the stage was stopped")
+
+
+class _Thread(EngineThread[None]):
+    """An engine's thread in a process that lives on after it."""
+
+    def serve(self, core: StageCore[Any]) -> None:
+        with suppress(_Over):
+            super().serve(core)
 
 
 async def start_stage(me: Self, source: KeyringSource, request: pb.LoadRequest, habits: Habits) -> FakeStage:
     stage_id = request.load_id or f"{me.identity.name}-{next(_numbers)}"
     first, last = request.first_layer == 0, request.last_layer == request.layers_in_model
-    compute = HashCompute()
+    compute = _Paced(habits)
     scheduler = Scheduler(stages=1 if first and last else 2, chunk_tokens=4)
     core: StageCore[Any] = StageCore(
         compute, habits.budget_bytes, first=first, last=last, scheduler=scheduler
     )
-    leaf = issue_leaf(source.current().primary)
-    engine = Engine(core, habits)
-    facts = StageFacts(stage_id, me.identity.node_id, me.identity.name, me.identity.boot, first, last)
-    flows = StageFlows(facts, leaf, engine.call)
-    engine.deliver = flows.deliver
+    leaf, loop, who = issue_leaf(source.current().primary), asyncio.get_running_loop(), me.identity
+    engine = _Thread(lambda: (core, None), loop)
+    beside = Neighbours(engine.call, loop, hello(who.node_id, who.boot), leaf)
+    facts = StageFacts(stage_id, who.node_id, who.name, who.boot, first, last)
+    flows = StageFlows(facts, beside, engine.call)
+    ring = Ring(beside, loop.call_soon_threadsafe, node_name=who.name, stage_id=stage_id, first=first)
+    beside.begin(ring, flows)
+    door = Door([leaf], who.name, flows.greet, beside.admit)
+    frame_port = free_port()
+    door.listen(["127.0.0.1"], frame_port)
     server = grpc.aio.server(options=list(SERVER_OPTIONS))
     add_stage(_Servicer(flows), server)
     port = server.add_secure_port("127.0.0.1:0", leaf_server_credentials([leaf]))
     await server.start()
-    task = asyncio.create_task(engine.run())
-    return FakeStage(stage_id, request, compute, core, flows, server, task, port)
+    engine.begin(ring, flows.deliver)
+    await engine.ready
+    return FakeStage(stage_id, request, compute, core, flows, server, door, beside, engine, port, frame_port)
 
 
 class FakeService(NodeService):
@@ -212,6 +217,7 @@ def _ready(stage: FakeStage, habits: Habits) -> pb.LoadEvent:
     ready = pb.LoadReady(
         stage_id=stage.stage_id,
         data_port=stage.port,
+        frame_port=stage.frame_port,
         kv_budget_bytes=habits.budget_bytes,
         slots=habits.slots,
     )

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from exo_cli.drive.load import LoadedStage
 from exo_cli.engine import core
 from exo_cli.engine.stage import load
 from exo_cli.shard import translate
@@ -24,11 +25,9 @@ from exo_cli.trust.authority import issue_leaf
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire import frames
-from exo_cli.wire.channels import SERVER_OPTIONS, leaf_server_credentials
-from exo_cli.wire.exo_pb2_grpc import StageServicer
 from exo_cli.wire.frames import FrameData
 from exo_cli.wire.hello import hello
-from exo_cli.wire.stubs import add_stage
+from tests.support.beside import Ears, PipeStream, beside, ears
 
 GIVE_UP_S = 20
 DRIVER = b"a driver of 16 b"
@@ -37,7 +36,7 @@ HERE = "by-hand"
 
 
 class Stream:
-    """A flow to a stage: what is written, what came up, and how it ended."""
+    """A driver's flow to a stage: what is written, what came up, and how it ended."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
@@ -93,7 +92,7 @@ class Stream:
 
 @asynccontextmanager
 async def stream(
-    source: KeyringSource, port: int, stage_id: str, role: "pb.FlowStart.Role", *, driver: bytes = b""
+    source: KeyringSource, port: int, stage_id: str, *, driver: bytes = b""
 ) -> AsyncIterator[Stream]:
     """A flow over a connection of its own; beside messages it takes bytes, of any length."""
     leaf = issue_leaf(source.current().primary)
@@ -107,7 +106,7 @@ async def stream(
         call: Any = channel.stream_stream(
             "/exo.v1.Stage/Flow", request_serializer=_serialized, response_deserializer=pb.Up.FromString
         )()
-        start = pb.FlowStart(hello=hello(), stage_id=stage_id, role=role, driver=driver)
+        start = pb.FlowStart(hello=hello(), stage_id=stage_id, role=pb.FlowStart.DRIVER, driver=driver)
         await call.write(pb.Down(start=start))
         made = Stream(call)
         try:
@@ -121,60 +120,16 @@ def _serialized(said: pb.Down | bytes) -> bytes:
     return said if isinstance(said, bytes) else said.SerializeToString()
 
 
-class _Ears(StageServicer):
-    """Where the real stage brings what it has for us."""
-
-    def __init__(self) -> None:
-        self.came: asyncio.Queue[pb.Down] = asyncio.Queue()
-        self.say: asyncio.Queue[pb.Up] = asyncio.Queue()
-
-    async def Flow(self, messages: Any, context: Any) -> Any:
-        yield pb.Up(ready=pb.FlowReady(hello=hello(), stage_id=HERE))
-        hearing = asyncio.create_task(self._hear(messages))
-        try:
-            while True:
-                yield await self.say.get()
-        finally:
-            hearing.cancel()
-
-    async def _hear(self, messages: Any) -> None:
-        async for message in messages:
-            if message.WhichOneof("kind") != "start":
-                self.came.put_nowait(message)
-
-    async def next(self, kind: str) -> Any:
-        """The next message, which is of this kind."""
-        async with asyncio.timeout(GIVE_UP_S):
-            message = await self.came.get()
-        assert message.WhichOneof("kind") == kind, message
-        return getattr(message, kind)
-
-
-@asynccontextmanager
-async def _ears(source: KeyringSource) -> AsyncIterator[tuple[_Ears, int]]:
-    """Ours, and the port that they listen on."""
-    ears = _Ears()
-    server = grpc.aio.server(options=list(SERVER_OPTIONS))
-    add_stage(ears, server)
-    leaf = issue_leaf(source.current().primary)
-    port = server.add_secure_port("127.0.0.1:0", leaf_server_credentials([leaf]))
-    await server.start()
-    try:
-        yield ears, port
-    finally:
-        await server.stop(0)
-
-
 @dataclass
 class Neighbour:
     """A first stage, and the flows that it has to the last one."""
 
     stage_id: str
     core: core.StageCore[Any]
-    down: Stream
+    down: PipeStream
     """As the stage before."""
     driver: Stream
-    ears: _Ears
+    ears: Ears
     route: list[pb.Hop]
     tokens: list[int] = field(default_factory=list)
     """All that came back so far."""
@@ -242,7 +197,7 @@ class Neighbour:
 
 @asynccontextmanager
 async def neighbour(
-    source: KeyringSource, directory: Path, cut: int, layers: int, *, port: int, stage_id: str
+    source: KeyringSource, directory: Path, cut: int, layers: int, stage: LoadedStage
 ) -> AsyncIterator[Neighbour]:
     """The layers before `cut`, and flows to the stage that has the others."""
     made, _ = load(
@@ -253,13 +208,15 @@ async def neighbour(
         progress=lambda doing, done, total: None,
     )
     async with AsyncExitStack() as stack:
-        ears, own = await stack.enter_async_context(_ears(source))
-        down = await stack.enter_async_context(stream(source, port, stage_id, pb.FlowStart.PREVIOUS))
-        driver = await stack.enter_async_context(
-            stream(source, port, stage_id, pb.FlowStart.DRIVER, driver=DRIVER)
+        hearing, own = await stack.enter_async_context(ears(source, HERE))
+        down = await stack.enter_async_context(
+            beside(source, stage.frame_port, stage.stage_id, pb.FlowStart.PREVIOUS)
         )
-        route = [_hop(own, HERE), _hop(port, stage_id)]
-        yield Neighbour(stage_id, made, down, driver, ears, route)
+        driver = await stack.enter_async_context(
+            stream(source, stage.data_port, stage.stage_id, driver=DRIVER)
+        )
+        route = [_hop(own, HERE), _hop(stage.frame_port, stage.stage_id)]
+        yield Neighbour(stage.stage_id, made, down, driver, hearing, route)
 
 
 def _hop(port: int, stage_id: str) -> pb.Hop:
@@ -271,9 +228,9 @@ class Follower:
     """The last stage of two, and the driver's and its own flow to the first."""
 
     driver: Stream
-    ears: _Ears
+    ears: Ears
     route: list[pb.Hop]
-    _up: Stream
+    _up: PipeStream
 
     async def open(self, request: int, prompt: Sequence[int], n: int) -> None:
         """Open it there, and say yes to it here."""
@@ -296,12 +253,14 @@ class Follower:
 
 
 @asynccontextmanager
-async def follower(source: KeyringSource, *, port: int, stage_id: str) -> AsyncIterator[Follower]:
-    """What comes after the first stage at `port`."""
+async def follower(source: KeyringSource, stage: LoadedStage) -> AsyncIterator[Follower]:
+    """What comes after this first stage."""
     async with AsyncExitStack() as stack:
-        ears, own = await stack.enter_async_context(_ears(source))
+        hearing, own = await stack.enter_async_context(ears(source, HERE))
         driver = await stack.enter_async_context(
-            stream(source, port, stage_id, pb.FlowStart.DRIVER, driver=DRIVER)
+            stream(source, stage.data_port, stage.stage_id, driver=DRIVER)
         )
-        up = await stack.enter_async_context(stream(source, port, stage_id, pb.FlowStart.LAST))
-        yield Follower(driver, ears, [_hop(port, stage_id), _hop(own, HERE)], up)
+        up = await stack.enter_async_context(
+            beside(source, stage.frame_port, stage.stage_id, pb.FlowStart.LAST)
+        )
+        yield Follower(driver, hearing, [_hop(stage.frame_port, stage.stage_id), _hop(own, HERE)], up)

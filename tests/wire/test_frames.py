@@ -3,6 +3,7 @@
 import random
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,6 +104,21 @@ def test_a_frame_with_everything_at_its_bound_fits() -> None:
     tokens = (2**31 - 1,) * MAX_ROWS
     frame = FrameData(2**64 - 1, parts, tokens, TensorData("float16", (MAX_ROWS, 64), bytes(MAX_ROWS * 128)))
     assert _through(frame) == frame
+
+
+def test_a_frame_of_some_of_its_parts() -> None:
+    parts = tuple(Part(number, 1, 7, n) for number, n in enumerate((1, 3, 2)))
+    rows = TensorData("float16", (6, 2), bytes(range(24)))
+    frame = FrameData(5, parts, tuple(range(10, 16)), rows)
+    assert frame.only([True] * 3) == frame
+    left = frame.only([True, False, True])
+    assert (left.step, left.parts, left.tokens) == (5, (parts[0], parts[2]), (10, 14, 15))
+    assert left.tensor == TensorData("float16", (3, 2), bytes([0, 1, 2, 3, *range(16, 24)]))
+    assert encode(left)
+    assert frame.only([False] * 3).parts == ()
+    assert replace(frame, tensor=None).only([False, True, False]) == FrameData(
+        5, parts[1:2], (11, 12, 13), None
+    )
 
 
 def test_a_view_is_taken_as_well_as_bytes() -> None:

@@ -1,4 +1,4 @@
-"""The engine thread's loop, with arithmetic that is none; whole engine processes are in test_engine."""
+"""The engine's thread, with arithmetic that is none; whole engine processes are in test_engine."""
 
 import asyncio
 import queue
@@ -10,7 +10,8 @@ from exo_cli.engine.core import Effect, Open, RefusedUp, StageCore, TokensOut
 from exo_cli.engine.scheduler import Scheduler
 from exo_cli.errors import BadData
 from exo_cli.schemas.sampling import Sampling
-from exo_cli.shard.worker import EngineThread
+from exo_cli.shard.ring import Ring
+from exo_cli.shard.thread import EngineThread
 from tests.support.chain import HashCompute, expected
 
 
@@ -44,15 +45,17 @@ def test_a_step_that_fails_does_not_leave_the_other_requests_waiting_for_news() 
     core: StageCore[Any] = StageCore(
         Strict(), 1 << 20, first=True, last=True, scheduler=Scheduler(stages=1, chunk_tokens=64)
     )
-    engine = EngineThread(cast(Any, None), cast(asyncio.AbstractEventLoop, Loop()))
+    loop = Loop()
+    engine = EngineThread[None](lambda: (core, None), cast(asyncio.AbstractEventLoop, loop))
     engine._deliver = deliver
+    engine._ring = Ring(cast(Any, None), loop.call_soon_threadsafe, node_name="n", stage_id="s", first=True)
     for request, prompt in ((1, (99,)), (2, (1, 2, 3))):
         message = Open(request, 1, prompt, Sampling(), max_tokens=2)
         engine.call(lambda core, message=message: core.open(message))  # type: ignore[misc]
 
     def serve() -> None:
         try:
-            engine._serve(core)
+            engine.serve(core)
         except Over:
             return
 

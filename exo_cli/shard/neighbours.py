@@ -1,0 +1,133 @@
+"""Between the two threads of an engine process: connections made here are used there, and what is said
+there and is no frame is heard here.
+
+Lives on the event loop's thread. Knows nothing of what requests are.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from exo_cli.errors import ExoError
+from exo_cli.shard.links import go_to
+from exo_cli.shard.ring import Address, Call, Ring
+from exo_cli.trust.authority import Leaf
+from exo_cli.wire import exo_pb2 as pb
+from exo_cli.wire.pipe import Pipe
+
+
+class Listener(Protocol):
+    """Who knows the requests."""
+
+    def lost(self, stage: Address, reason: str) -> None: ...
+
+    def left(self, pipe: Pipe) -> None: ...
+
+    def take(self, pipe: Pipe, message: pb.Down) -> None: ...
+
+    def answer(self, message: pb.Up) -> None: ...
+
+    def traced(self, traces: Sequence[pb.Trace]) -> None: ...
+
+
+class Neighbours:
+    """The ring's owner, and the way to the ring for everybody on this thread."""
+
+    def __init__(
+        self, call: Callable[[Call], None], loop: asyncio.AbstractEventLoop, us: pb.Hello, leaf: Leaf
+    ) -> None:
+        self._call = call
+        self._loop = loop
+        self._us = us
+        self._leaf = leaf
+        self._ring: Ring
+        self._listener: Listener
+        self._going: set[asyncio.Task[None]] = set()
+        self._open: set[Pipe] = set()
+
+    def begin(self, ring: Ring, listener: Listener) -> None:
+        self._ring, self._listener = ring, listener
+
+    def close(self) -> None:
+        for task in self._going:
+            task.cancel()
+        for pipe in list(self._open):
+            self.done_with(pipe)
+
+    # -- for the ring ----------------------------------------------------------------------------
+
+    def connect(self, to: Address, role: int) -> None:
+        task = asyncio.ensure_future(self._go(to, role))
+        self._going.add(task)
+        task.add_done_callback(self._going.discard)
+
+    async def _go(self, to: Address, role: int) -> None:
+        try:
+            pipe = await go_to(to, role, self._us, self._leaf)
+        except ExoError as error:
+            reason = error.message
+            self._in_ring(lambda ring: ring.miss(to, reason))
+            return
+        self._keep(pipe)
+        self._in_ring(lambda ring: ring.attach(to, pipe))
+
+    def admit(self, pipe: Pipe, role: int) -> None:
+        """A neighbour came, and was greeted."""
+        self._keep(pipe)
+        self._in_ring(lambda ring: ring.admit(pipe, role))
+
+    def _keep(self, pipe: Pipe) -> None:
+        self._open.add(pipe)
+        pipe.on_waiting = lambda each: self._loop.call_soon_threadsafe(self._flush, each)
+
+    def _flush(self, pipe: Pipe) -> None:
+        """The engine's thread does not wait for a slow connection; this one does."""
+        if pipe in self._open:
+            if pipe.flush():
+                self._loop.remove_writer(pipe.fileno())
+            else:
+                self._loop.add_writer(pipe.fileno(), self._flush, pipe)
+
+    def done_with(self, pipe: Pipe) -> None:
+        if pipe in self._open:
+            self._open.discard(pipe)
+            # What was said last still goes, as far as it goes at once.
+            pipe.flush()
+            self._loop.remove_writer(pipe.fileno())
+            pipe.close()
+
+    def lost(self, to: Address, reason: str) -> None:
+        self._listener.lost(to, reason)
+
+    def left(self, pipe: Pipe) -> None:
+        self._listener.left(pipe)
+
+    def take(self, pipe: Pipe, message: pb.Down) -> None:
+        self._listener.take(pipe, message)
+
+    def answer(self, message: pb.Up) -> None:
+        self._listener.answer(message)
+
+    def traced(self, traces: Sequence[pb.Trace]) -> None:
+        self._listener.traced(traces)
+
+    # -- to the ring -----------------------------------------------------------------------------
+
+    def lead(self, chain: Sequence[Address], at: int) -> None:
+        self._in_ring(lambda ring: ring.lead(chain, at))
+
+    def send(self, to: Address, role: int, message: pb.Down) -> None:
+        self._in_ring(lambda ring: ring.send(to, role, message))
+
+    def say(self, pipe: Pipe, message: pb.Up) -> None:
+        self._in_ring(lambda ring: ring.answer(pipe, message))
+
+    def trace(self, on: bool) -> None:
+        self._in_ring(lambda ring: ring.trace(on))
+
+    def _in_ring(self, work: Callable[[Ring], None]) -> None:
+        def call(_: Any) -> list[Any]:
+            work(self._ring)
+            return []
+
+        self._call(call)
