@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -20,11 +21,11 @@ from exo_cli.cluster.pairs import (
     join_endpoint,
     limited_by_transport,
     split_endpoint,
-    startable,
     wanted,
 )
 from exo_cli.cluster.station import Station
 from exo_cli.cluster.topology_file import TopologyFile
+from exo_cli.cluster.turns import in_turns
 from exo_cli.errors import BadData, ExoError, Unavailable
 from exo_cli.schemas.decode import decode_node
 from exo_cli.schemas.topology import Link, Node, NodeState, Topology
@@ -243,27 +244,16 @@ class Survey:
             if node.id in involved and node.loopback_bytes_per_s is None:
                 await self._measure_loopback(node)
         total, done = len(waiting), 0
-        running: dict[asyncio.Task[Link], Pair] = {}
         on_progress(0, total)
-        try:
-            while waiting or running:
-                for pair in startable(waiting, running.values()):
-                    waiting.remove(pair)
-                    running[asyncio.create_task(self._measure_pair(pair, fresh=fresh))] = pair
-                finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in finished:
-                    pair = running.pop(task)
-                    link = task.result()
-                    self._links[link.from_, link.to] = link
-                    if link.error is not None:
-                        self._failed_s[_ends(pair)] = time.monotonic()
-                    done += 1
-                    on_progress(done, total)
+        measured = in_turns(waiting, partial(self._measure_pair, fresh=fresh))
+        async with contextlib.aclosing(measured) as links:
+            async for pair, link in links:
+                self._links[link.from_, link.to] = link
+                if link.error is not None:
+                    self._failed_s[_ends(pair)] = time.monotonic()
+                done += 1
+                on_progress(done, total)
                 self._dirty.set()
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
         await self.settle()
 
     def _failed_lately(self, pair: Pair) -> bool:

@@ -4,6 +4,7 @@ import math
 import re
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,6 +44,27 @@ InsecureFlag = Annotated[
         "--insecure",
         envvar="EXO_INSECURE",
         help="Use the published key: anybody on a private network may join. Private addresses only.",
+    ),
+]
+PlanOption = Annotated[
+    Path | None, typer.Option("--plan", metavar="PATH", help="Run on the nodes of this plan.json.")
+]
+NodesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--nodes",
+        min=1,
+        metavar="N",
+        help="Split it over so many nodes, the roomiest; else as few as have room.",
+    ),
+]
+DataPortsOption = Annotated[
+    str,
+    typer.Option(
+        "--data-ports",
+        envvar="EXO_DATA_PORTS",
+        metavar="A-B",
+        help="TCP ports on which nodes fetch the model from here; 0 is any free one.",
     ),
 ]
 NameOption = Annotated[
@@ -126,6 +148,33 @@ def size_bytes(text: str, option: str) -> int:
     if match is None or unit is None or float(match[1]) == 0:
         raise UsageProblem(f"'{text}' is no size for {option}", hint="Write it like 24GB, 24GiB or 512MiB.")
     return int(float(match[1]) * unit)
+
+
+def numbers(text: str, option: str, *, least: int) -> tuple[int, ...]:
+    """Whole numbers with commas between them, each once, in the order in which they were said."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,9}", word) and int(word) >= least for word in words):
+        raise UsageProblem(
+            f"'{text}' are no numbers for {option}, from {least} on", hint="Write them like 1,2,4,8."
+        )
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def count_of(text: str, option: str) -> int:
+    """A number of tokens such as 8192, 32k or 1M; k is 1024, as model makers count contexts."""
+    match = re.fullmatch(r"([0-9]{1,9})\s*([kKmM]?)", text.strip())
+    if match is None or int(match[1]) == 0:
+        raise UsageProblem(f"'{text}' is no number of tokens for {option}", hint="Write it like 8192 or 32k.")
+    return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
+
+
+def share_of(text: str, option: str) -> float:
+    """A share such as 10% or 0.1; from 0 to below 1."""
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?)\s*(%?)", text.strip())
+    share = float(match[1]) / (100 if match[2] else 1) if match is not None else 1.0
+    if not 0 <= share < 1:
+        raise UsageProblem(f"'{text}' is no share for {option}", hint="Write it like 10% or 0.1.")
+    return share
 
 
 def port_range(text: str, option: str) -> tuple[int, int]:

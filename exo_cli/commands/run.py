@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exo_cli.commands.options import INSECURE_WARNING, InsecureFlag, PeerOption, peers, port_range
+from exo_cli.commands.options import (
+    INSECURE_WARNING,
+    DataPortsOption,
+    InsecureFlag,
+    NodesOption,
+    PeerOption,
+    PlanOption,
+    peers,
+    port_range,
+)
 from exo_cli.commands.run_answer import Wanted, begin, prompt_of, show
 from exo_cli.commands.session import Session, verb
 from exo_cli.errors import UsageProblem
@@ -112,28 +121,10 @@ def run(
     stats: Annotated[
         bool, typer.Option("--stats", help="Say at the end how many tokens there were, and how fast.")
     ] = False,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="PATH", help="Run on the nodes of this plan.json.")
-    ] = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option(
-            "--nodes",
-            min=1,
-            metavar="N",
-            help="Split it over so many nodes, the roomiest; else as few as have room.",
-        ),
-    ] = None,
+    plan: PlanOption = None,
+    nodes: NodesOption = None,
     peer: PeerOption = None,
-    data_ports: Annotated[
-        str,
-        typer.Option(
-            "--data-ports",
-            envvar="EXO_DATA_PORTS",
-            metavar="A-B",
-            help="TCP ports on which nodes fetch the model from here; 0 is any free one.",
-        ),
-    ] = "0",
+    data_ports: DataPortsOption = "0",
     insecure: InsecureFlag = False,
 ) -> int:
     """Run a model on the cluster, or on this machine alone.

@@ -23,7 +23,12 @@ def _controls(char: str) -> bool:
     return char < " " or "\x7f" <= char <= "\x9f"
 
 
-_DOING = {"fetch": "fetching weights", "read": "reading weights", "warm-up": "warming up"}
+_DOING = {
+    "fetch": "fetching weights",
+    "read": "reading weights",
+    "make": "making weights",
+    "warm-up": "warming up",
+}
 
 
 @dataclass(slots=True)
@@ -70,6 +75,7 @@ class Work:
         figures = {
             "fetch": f"{bytes_text(done)} of {bytes_text(total)}",
             "read": f"{done} of {total} layers",
+            "make": f"{done} of {total} layers",
         }
         self.output.progress(what, done, total, figures.get(doing, ""))
 

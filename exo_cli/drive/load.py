@@ -64,6 +64,7 @@ async def load(
     *,
     weights_from: Callable[[Node], str] = lambda node: "",
     random: RandomModel | None = None,
+    numerics: str = "exact",
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_failed: Callable[[Node], None] = lambda node: None,
 ) -> tuple[LoadedStage, ...]:
@@ -77,7 +78,9 @@ async def load(
     begun: list[_Begun] = []
     for stage in stages:
         node = _node(nodes, stage)
-        request = load_request(plan, stage, layers_in_model, weights_from=weights_from(node))
+        request = load_request(
+            plan, stage, layers_in_model, weights_from=weights_from(node), numerics=numerics
+        )
         if random is not None:
             request.random_geometry, request.random_seed = random.config, random.seed
         begun.append(_Begun(node, stage, request))

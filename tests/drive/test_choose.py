@@ -120,6 +120,23 @@ def test_stages_that_are_gone_are_not_used_and_who_was_silent_is_named() -> None
     asyncio.run(main())
 
 
+def test_alone_nobody_else_is_asked_whatever_they_hold() -> None:
+    async def main() -> None:
+        holds = (LoadedStage(model="d" * 64, layers=(0, LAYERS), state="ready"),)
+        there = record("there", endpoint="127.0.0.1:1", stages=holds)
+
+        async def private() -> Node:
+            room = Memory(ram_bytes=1 << 40, limit_bytes=1 << 40, free_bytes=1 << 40)
+            return record("mine", host=host_id(), memory=room, backend="cpu")
+
+        who = replace(around(KeyringSource(), there), alone=True)
+        choice = await choose(NEED, who, plan=None, private=private)
+        assert (choice.alone, choice.silent) == (True, ())
+        assert shares(choice) == [("mine", (0, LAYERS))]
+
+    asyncio.run(main())
+
+
 @pytest.mark.process
 def test_who_answers_the_probe_is_used(clean_environment: Path) -> None:
     KeyringSource()

@@ -90,6 +90,11 @@ def test_it_serves_this_machine_and_leaves_nothing(
     assert not (clean_environment / ".local").exists()
 
 
+def test_it_is_given_further_options(tmp_path: Path) -> None:
+    words = private.command(tmp_path, insecure=True, options=("--threads", "3"))
+    assert words[-3:] == ["--threads", "3", "--insecure"]
+
+
 def test_all_that_is_said_goes_through_the_file_system(clean_environment: Path, place: Path) -> None:
     mx.disable_compile()
     model = tiny_models.build("llama", clean_environment / "toy")

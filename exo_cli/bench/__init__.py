@@ -1,0 +1,1 @@
+"""Measuring: load, metrics, the gate, comparison, the report. Knows nothing of terminals."""
