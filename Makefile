@@ -12,10 +12,10 @@ READY := $(VENV)/.ready
 UV := $(shell command -v uv 2>/dev/null)
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(2, (os.cpu_count() or 2)))' 2>/dev/null)
 
-.PHONY: help demo test test-fast test-nightly lint format man completions proto check-generated lock lock-check pocket bench-startup bench-chain bench-memory clean
+.PHONY: help demo test test-fast test-nightly lint format man completions proto check-generated lock lock-check pocket bench bench-startup bench-chain bench-memory clean
 
 help:
-	@sed -n 's/^#   //p' Makefile; echo 'also: lint format man completions proto lock pocket bench-startup bench-chain bench-memory test-fast test-nightly clean'
+	@sed -n 's/^#   //p' Makefile; echo 'also: lint format man completions proto lock pocket bench bench-startup bench-chain bench-memory test-fast test-nightly clean'
 
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'exo needs Python 3.11 or newer; install it or say make PYTHON=/path/to/python'; exit 1; }
@@ -107,6 +107,12 @@ pocket: $(READY)
 	build/pocket-venv/bin/python -m pocket.train --out $(POCKET)
 	$(BIN)/python -m pocket.export --weights $(POCKET)
 	$(BIN)/python -m pocket.evaluate
+
+# Ours beside llama.cpp and stock mlx-lm: a table of ratios. About an hour on a machine with nothing else to
+# do; needs a C++ compiler (llama.cpp is built once) and 20 GB in the user's cache directory.
+# BENCH=--quick takes minutes, BENCH=--help shows what else there is.
+bench: $(READY)
+	$(BIN)/python -m benchmarks.peers $(BENCH)
 
 bench-startup bench-chain bench-memory: $(READY)
 	$(BIN)/python -m benchmarks.$(@:bench-%=%)
