@@ -34,6 +34,8 @@ class Rank(Record, frozen=True, kw_only=True):
     node: str
     share: float
     memory: RankMemory
+    name: str | None = None
+    """What people call the node."""
 
 
 class PlannedStage(Record, frozen=True, kw_only=True):
@@ -47,6 +49,8 @@ class Replica(Record, frozen=True, kw_only=True):
     """One complete chain."""
 
     stages: tuple[PlannedStage, ...]
+    concurrency: int | None = None
+    """How many of the plan's requests it serves at once; None: all of them."""
 
 
 class StageForecast(Record, frozen=True, kw_only=True):
@@ -54,14 +58,51 @@ class StageForecast(Record, frozen=True, kw_only=True):
 
     compute_ms: float
     wire_ms: float
+    """To the next stage; from the last one back to the first."""
     wait_ms: float
+    """For the others, until the next step."""
 
 
 class Forecast(Record, frozen=True, kw_only=True):
+    """How fast it should be; with several replicas, of the slowest one where it is not a total."""
+
+    ttft_ms: float
+    decode_tokens_per_s: float
+    """Of a request that is alone."""
+    total_tokens_per_s: float
+    """Of as many requests as the plan is for."""
+    stages: tuple[StageForecast, ...] = ()
+    """Chain after chain, with as many requests as the plan is for."""
+    prompt_tokens: int | None = None
+    basis: Literal["measured", "table", "guessed"] | None = None
+    """What its weakest figure stands on: a node's own measurement, its maker's word, or nothing."""
+
+
+class LeftOut(Record, frozen=True, kw_only=True):
+    """A node that takes no part, and why."""
+
+    name: str
+    reason: str
+
+
+class Worth(Record, frozen=True, kw_only=True):
+    """What a node changes: the best plan with it and the best without it, in tokens a second of all."""
+
+    name: str
+    used: bool
+    with_tokens_per_s: float | None
+    without_tokens_per_s: float | None
+    """None: nothing fits then."""
+
+
+class Alternative(Record, frozen=True, kw_only=True):
+    """Another plan, the best of its kind."""
+
+    layout: str
+    """In words: who has which layers."""
     ttft_ms: float
     decode_tokens_per_s: float
     total_tokens_per_s: float
-    stages: tuple[StageForecast, ...] = ()
 
 
 class Plan(Record, frozen=True, kw_only=True):
@@ -76,3 +117,9 @@ class Plan(Record, frozen=True, kw_only=True):
     forecast: Forecast | None
     binding: str | None
     reason: str
+    objective: str | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    worth: tuple[Worth, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    gap: float | None = None
+    """By how much the best plan there is can be better at the most; 0 where this is it."""

@@ -83,13 +83,15 @@ def _plan() -> Plan:
 def test_the_keys_are_the_designs_in_its_order() -> None:
     document = json.loads(msgspec.json.encode(_plan()))
     assert list(document) == (
-        "schema model dtype context concurrency replicas forecast binding reason".split()  # noqa: SIM905
+        "schema model dtype context concurrency replicas forecast binding reason "
+        "objective left_out worth alternatives gap".split()  # noqa: SIM905
     )
     assert document["schema"] == "exo.plan/1"
     assert list(document["model"]) == ["name", "revision", "digest"]
     (stage,) = document["replicas"][0]["stages"]
     assert list(stage) == ["layers", "ranks"]
-    assert list(stage["ranks"][0]) == ["node", "share", "memory"]
+    assert list(document["replicas"][0]) == ["stages", "concurrency"]
+    assert list(stage["ranks"][0]) == ["node", "share", "memory", "name"]
     assert list(stage["ranks"][0]["memory"]) == [
         "weights_bytes",
         "kv_bytes",

@@ -1,0 +1,169 @@
+"""How long a place takes for layers, and a payload for a way: the cost model, as sums over cuts.
+
+A step reads weights and caches and computes; whichever takes longer is its time. Everything that a chain
+costs is a sum over its stages and hops, and the largest of them; `Terms` holds both for one number of
+requests and of stages. Knows nothing of memory and of search.
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+from exo_cli.planning.problem import Problem
+from exo_cli.planning.work import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One place's times for one kind of step: up to each cut, and what comes once."""
+
+    until: tuple[float, ...]
+    head_s: float
+    fixed_s: float
+
+    def stage_s(self, a: int, b: int) -> float:
+        """From cut to cut."""
+        return self.until[b] - self.until[a] + self.fixed_s + (self.head_s if b == len(self.until) - 1 else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What chains of so many stages with so many requests cost, in seconds.
+
+    A chain's value is `max(total, cycles * most)` or, for a train of `cycles` pieces one after the other,
+    `total + (cycles - 1) * most`; total is over stages and hops, most the longest single one.
+    """
+
+    lines: tuple[Line, ...]
+    """By place."""
+    hops: tuple[tuple[float, ...], ...]
+    """From a place to a place, the payload included."""
+    busy: tuple[tuple[float, ...], ...]
+    """For how long the way itself is taken."""
+    back: tuple[tuple[float, ...], ...]
+    """From the last stage to the first: a token only."""
+    cycles: int
+    train: bool
+
+    def value(self, total: float, most: float) -> float:
+        if self.train:
+            # One piece: nothing waits, and nothing times inf (where nothing fits) is no number.
+            return total + (self.cycles - 1) * most if self.cycles > 1 else total
+        return max(total, self.cycles * most)
+
+    def most_for(self, value: float, total: float) -> float:
+        """The longest that a stage may be where the value is not to be above this."""
+        if not self.train:
+            return value / self.cycles
+        return (value - total) / (self.cycles - 1) if self.cycles > 1 else inf
+
+
+def groups(streams: int, stages: int) -> tuple[int, int]:
+    """How many batches go round, and how many requests are in each."""
+    count = max(1, min(streams, stages))
+    return count, -(-streams // count)
+
+
+class Pace:
+    """The cost model of a problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._lines: dict[tuple[float, float, int, int, bool], Line] = {}
+        self._terms: dict[tuple[int, int], Terms] = {}
+
+    def terms(self, streams: int, stages: int) -> Terms:
+        """For the problem's own objective."""
+        if self._problem.objective == "first-token":
+            return self.first_token()
+        count, rows = groups(streams, stages)
+        if (count, rows) not in self._terms:
+            decode = self.decode(count, rows)
+            balanced = self._problem.objective == "balanced"
+            self._terms[count, rows] = self._request(decode, rows) if balanced else decode
+        return self._terms[count, rows]
+
+    def decode(self, count: int, rows: int) -> Terms:
+        """One token for each of the requests: batches of `rows`, `count` of them on their way."""
+        return self._made(rows, self._problem.position, count, train=False)
+
+    def first_token(self) -> Terms:
+        """A prompt's pieces, one behind the other, in an idle chain."""
+        rows, pieces = self._pieces()
+        return self._made(rows, self._problem.prompt // 2, pieces, train=True)
+
+    def _request(self, decode: Terms, rows: int) -> Terms:
+        """Whole requests, prompt and answer, for each of `rows` in a batch, by the answer's token."""
+        prompt = self.first_token()
+        times = rows * prompt.cycles / self._problem.known.answer_tokens
+        lines = tuple(
+            Line(
+                tuple(p * times + d for p, d in zip(pre.until, dec.until, strict=True)),
+                pre.head_s * times + dec.head_s,
+                pre.fixed_s * times + dec.fixed_s,
+            )
+            for pre, dec in zip(prompt.lines, decode.lines, strict=True)
+        )
+
+        def both(
+            pre: tuple[tuple[float, ...], ...], dec: tuple[tuple[float, ...], ...]
+        ) -> tuple[tuple[float, ...], ...]:
+            return tuple(
+                tuple(p * times + d for p, d in zip(a, b, strict=True)) for a, b in zip(pre, dec, strict=True)
+            )
+
+        return Terms(
+            lines,
+            both(prompt.hops, decode.hops),
+            both(prompt.busy, decode.busy),
+            decode.back,
+            decode.cycles,
+            train=False,
+        )
+
+    def _pieces(self) -> tuple[int, int]:
+        rows = max(1, min(self._problem.prompt, self._problem.known.chunk_tokens))
+        return rows, -(-self._problem.prompt // rows)
+
+    def _made(self, rows: int, position: int, cycles: int, *, train: bool) -> Terms:
+        cluster, known = self._problem.cluster, self._problem.known
+        payload = rows * self._problem.work.row_bytes()
+        lines = tuple(
+            self._line(place.bytes_per_s, place.flop_per_s, rows, position, train=train)
+            for place in cluster.places
+        )
+
+        def table(what: str) -> tuple[tuple[float, ...], ...]:
+            rows_ = []
+            for a, line in enumerate(cluster.ways):
+                row = []
+                for b, way in enumerate(line):
+                    if a == b or not way.open:
+                        # Its hop says that a way is closed.
+                        row.append(0.0 if a == b or what == "busy" else inf)
+                        continue
+                    taken = payload / way.bytes_per_s
+                    once = way.latency_s + known.hop_s
+                    row.append({"hops": once + taken, "busy": taken, "back": once}[what])
+                rows_.append(tuple(row))
+            return tuple(rows_)
+
+        return Terms(lines, table("hops"), table("busy"), table("back"), cycles, train)
+
+    def _line(self, bytes_per_s: float, flop_per_s: float, rows: int, position: int, *, train: bool) -> Line:
+        key = (bytes_per_s, flop_per_s, rows, position, train)
+        # A prompt's rows share one cache and only the last one is asked for a token.
+        caches, head_rows = (1, 1) if train else (rows, rows)
+        if key not in self._lines:
+            work, known = self._problem.work, self._problem.known
+
+            def took(part: Part, n: int) -> float:
+                read = part.step_bytes(n) + caches * part.cached_bytes(position, work.kv_item_bytes)
+                flop = n * (part.flop + part.attention_flop * part.seen(position))
+                return max(read / bytes_per_s, flop / flop_per_s)
+
+            until = [0.0]
+            for first, last in zip(work.cuts, work.cuts[1:], strict=False):
+                layers = sum(took(layer, rows) for layer in work.layers[first:last])
+                until.append(until[-1] + layers + (last - first) * known.layer_s)
+            self._lines[key] = Line(tuple(until), took(work.head, head_rows), known.pass_s)
+        return self._lines[key]
