@@ -9,12 +9,15 @@ import typer
 from exo_cli import VERSION_LINE
 from exo_cli import config as configuration
 from exo_cli.commands import (
+    bench,
     completion,
     config,
     discover,
     help,
     key,
+    plan,
     ps,
+    rdma_check,
     schema,
     serve_shard,
     unload,
@@ -58,14 +61,31 @@ def root(
     Examples:
       exo serve-shard            on every machine: announce it, wait for work
       exo discover               who is there, how fast, over which links
+      exo plan MODEL             how it would be split, whether it fits, how fast
       exo run MODEL "Hello"      run a model on the nodes that answer, or here
+      exo bench MODEL            how fast that is, and whether the tokens are right
+      exo rdma-check             why the fast link is or is not usable
       exo key new                one shared secret makes the cluster private
 
     Every verb takes --json. `exo help VERB` and `man exo-VERB` say more.
     """
 
 
-for module in (serve_shard, discover, run_verb, ps, unload, key, config, completion, schema, help):
+for module in (
+    serve_shard,
+    discover,
+    plan,
+    run_verb,
+    bench,
+    ps,
+    unload,
+    rdma_check,
+    key,
+    config,
+    completion,
+    schema,
+    help,
+):
     module.register(app)
 
 

@@ -5,9 +5,9 @@ No line without a counter or a probe behind it. Knows nothing of how findings ar
 
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from exo_cli.cluster import ports
+from exo_cli.cluster import general
 from exo_cli.cluster.beacon import PORT
 from exo_cli.cluster.lookout import Lookout
 from exo_cli.cluster.pairs import join_endpoint, split_endpoint
@@ -36,7 +36,8 @@ async def explain(lookout: Lookout) -> Explanation:
         *_doubles(lookout),
         *await _named_hosts(lookout, keyring),
         *await _silent_nodes(lookout, keyring),
-        *await asyncio.to_thread(_this_machine),
+        *general.cluster_findings(lookout.survey.topology),
+        *await asyncio.to_thread(lambda: list(general.port_findings())),
         *_found(lookout),
     ]
     return Explanation(interfaces=interfaces, strangers=strangers, findings=tuple(findings))
@@ -132,10 +133,10 @@ def _interface(count: InterfaceCount, station: Station) -> Iterator[Finding]:
 
 def _send_error(count: InterfaceCount, reason: str, times: int) -> Finding:
     means, do = "the system refused to send", None
+    seen = f"{times} packets could not be sent ({reason})"
     if reason == "EHOSTUNREACH" and sys.platform == "darwin":
-        means = "macOS denies this terminal the local network"
-        do = "System Settings > Privacy & Security > Local Network: allow your terminal, then run this again"
-    elif reason in ("EHOSTUNREACH", "ENETUNREACH"):
+        return general.local_network_denied(count.interface, seen)
+    if reason in ("EHOSTUNREACH", "ENETUNREACH"):
         means, do = (
             "there is no route to that network",
             "ip route" if sys.platform == "linux" else "netstat -rn",
@@ -151,7 +152,7 @@ def _send_error(count: InterfaceCount, reason: str, times: int) -> Finding:
         id=f"send-{reason.lower()}",
         level="warning",
         about=count.interface,
-        seen=f"{times} packets could not be sent ({reason})",
+        seen=seen,
         means=means,
         do=do,
     )
@@ -318,20 +319,6 @@ def _verdict(kind: str, about: str, knocked: str, reach: Reach, *, host: str, ke
         means=means,
         do=do,
     )
-
-
-def _this_machine() -> Iterable[Finding]:
-    if ports.upstream_exo_at("127.0.0.1"):
-        return [
-            Finding(
-                id="upstream-exo",
-                level="info",
-                about=f"port {ports.API_PORT}",
-                seen="exo-explore/exo answers there (it has /node_id)",
-                means="that is a different program of the same name; its nodes and ours do not meet",
-            )
-        ]
-    return []
 
 
 def _found(lookout: Lookout) -> Iterator[Finding]:

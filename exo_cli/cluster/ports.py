@@ -4,6 +4,7 @@ import contextlib
 import errno
 import http.client
 import socket
+from dataclasses import dataclass
 
 import psutil
 
@@ -96,8 +97,22 @@ def choose(hosts: list[str], port: int, *, fixed: bool) -> int:
     )
 
 
-def holder_of(port: int) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Listener:
     """Who listens on a TCP port of this machine, as far as we may know."""
+
+    text: str
+    is_ours: bool
+    """Whether it is one of exo's own verbs."""
+
+
+def holder_of(port: int) -> str | None:
+    """Who listens on a TCP port of this machine, in words."""
+    holder = listener(port)
+    return holder.text if holder is not None else None
+
+
+def listener(port: int) -> Listener | None:
     try:
         connections = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):
@@ -105,11 +120,13 @@ def holder_of(port: int) -> str | None:
     for connection in connections:
         if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr[1] == port:
             if connection.pid is None:
-                return "another user's program"
+                return Listener("another user's program", is_ours=False)
             try:
-                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+                process = psutil.Process(connection.pid)
+                ours = "exo_cli" in " ".join(process.cmdline()) or "serve-shard" in process.cmdline()
+                return Listener(f"{process.name()} (process {connection.pid})", is_ours=ours)
             except psutil.Error:
-                return f"process {connection.pid}"
+                return Listener(f"process {connection.pid}", is_ours=False)
     return None
 
 

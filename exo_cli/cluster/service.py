@@ -6,7 +6,7 @@
 import asyncio
 import ipaddress
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -19,7 +19,7 @@ from exo_cli.cluster.describe import Self
 from exo_cli.cluster.links import LinkMeter
 from exo_cli.cluster.measure import TIMEOUT_S, Busy, Turnstile, echo
 from exo_cli.cluster.pairs import is_unix, join_endpoint
-from exo_cli.errors import BadData, ExoError, SystemFailure, TryAgain
+from exo_cli.errors import BadData, ExoError, SystemFailure, TryAgain, VersionMismatch
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.channels import SERVER_OPTIONS, server_credentials
@@ -30,6 +30,10 @@ from exo_cli.wire.stubs import add_control
 
 CONTROL = "exo.v1.Control"
 MAX_AGE_S = 600.0
+DIAGNOSE_S = 50.0
+
+Diagnose = Callable[[Sequence[str]], Awaitable[Sequence[pb.Capture]]]
+"""What this machine's tools say, for the doctor: the texts of those names, or all of them."""
 
 
 class NodeService(ControlServicer):
@@ -39,6 +43,7 @@ class NodeService(ControlServicer):
         self._me = me
         self._turnstile = turnstile
         self._meter = LinkMeter(source, turnstile, me.identity.node_id)
+        self.diagnose: Diagnose | None = None
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:
         await self._check(request.hello, context)
@@ -96,6 +101,18 @@ class NodeService(ControlServicer):
             boot=me.identity.boot,
             seq=me.next_seq(),
         )
+
+    async def Diagnose(self, request: pb.DiagnoseRequest, context: Any) -> pb.DiagnoseReply:
+        await self._check(request.hello, context)
+        if self.diagnose is None:
+            await abort(context, VersionMismatch("this node only announces itself", hint="exo serve-shard"))
+        try:
+            async with asyncio.timeout(DIAGNOSE_S):
+                return pb.DiagnoseReply(captures=await self.diagnose(request.topics))
+        except TimeoutError:
+            await abort(context, TryAgain(f"the system did not say what it has within {DIAGNOSE_S:g} s"))
+        except ExoError as error:
+            await abort(context, error)
 
     def _hello(self) -> pb.Hello:
         return hello(self._me.identity.node_id, self._me.identity.boot)

@@ -206,13 +206,24 @@ class _Run:
         return Exit.OK
 
     async def explain(self, listen_s: float) -> int:
+        import asyncio
+
+        import msgspec
+
         from exo_cli.cluster import explain
         from exo_cli.cluster.lookout import Lookout
+        from exo_cli.rdma.collect import collect
+        from exo_cli.rdma.machine import TEXTS, check_machine
 
         lookout = Lookout(self._options, self._source, on_change=self._detail)
         async with lookout.running():
             await lookout.look(listen_s)
             explanation = await explain.explain(lookout)
+        # A chapter that rdma-check has, too: what this machine itself is like as a node.
+        capture = await asyncio.to_thread(collect, "this machine", only=TEXTS)
+        explanation = msgspec.structs.replace(
+            explanation, findings=(*explanation.findings, *check_machine(capture))
+        )
         output = self._output
         if output.json:
             from exo_cli.schemas.events import line

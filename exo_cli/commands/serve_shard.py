@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,6 +20,10 @@ from exo_cli.commands.options import (
     size_bytes,
 )
 from exo_cli.commands.session import Session, verb
+
+if TYPE_CHECKING:
+    from exo_cli.cluster.service import Diagnose
+    from exo_cli.trust.keyring import KeyringSource
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +81,7 @@ def serve_shard(
             "--data-ports",
             envvar="EXO_DATA_PORTS",
             metavar="A-B",
-            help="TCP ports for the traffic of loaded models, one each; 0 is any free one.",
+            help="TCP ports for the traffic of loaded models, two for each stage; 0 is any free one.",
         ),
     ] = "0",
     threads: Annotated[
@@ -140,6 +144,7 @@ def serve_shard(
     second signal, does not wait.
     """
     import asyncio
+    from dataclasses import replace
 
     from exo_cli import config
     from exo_cli.cluster.interfaces import Choice, check_choice
@@ -179,6 +184,7 @@ def serve_shard(
     source = KeyringSource(insecure)
     if insecure:
         output.warning(INSECURE_WARNING)
+    shard = replace(shard, diagnose=_doctor(os.environ.get("EXO_DIAGNOSE_FROM"), source))
 
     def ready(event: ReadyLine) -> None:
         if output.json:
@@ -204,6 +210,28 @@ def serve_shard(
         output.line(line(StoppedLine(reason=stopped.name)))
     output.note(f"stopped by {stopped.name}")
     return code
+
+
+def _doctor(trial: str | None, source: "KeyringSource") -> "Diagnose":
+    """What answers Diagnose: this machine, or the capture in a directory where somebody tries things out."""
+    from exo_cli.errors import UsageProblem
+    from exo_cli.rdma.capture import Capture, read
+    from exo_cli.rdma.collect import collect
+    from exo_cli.rdma.remote import Answerer
+
+    if not trial:
+        return Answerer(lambda: collect("this node"))
+    if source.current().kind != "local":
+        raise UsageProblem(
+            "EXO_DIAGNOSE_FROM is for trials on one machine, and there is a cluster key",
+            hint="Unset it: a node of a cluster says what its own machine has.",
+        )
+
+    def capture() -> Capture:
+        found = read(Path(trial))
+        return found[0]
+
+    return Answerer(capture)
 
 
 def _unit(kind: str, context: typer.Context) -> str:

@@ -48,8 +48,9 @@ def _values(root: Verb, parameter: Parameter) -> Values:
         return Values("words", (*verbs, *TOPICS) if metavar == "TOPIC" else verbs)
     if kind := _DYNAMIC.get(metavar) or _DYNAMIC.get(parameter.long):
         return Values("dynamic", (kind,))
-    if metavar in _FILES:
-        return Values("directories" if _FILES[metavar] == "directories" else "files")
+    one = metavar.partition(" ")[0]  # of an option that takes several values
+    if one in _FILES:
+        return Values("directories" if _FILES[one] == "directories" else "files")
     return Values("free")
 
 
@@ -234,7 +235,8 @@ def _zsh_option(root: Verb, option: Parameter) -> list[str]:
     flags = (*option.flags, *option.off_flags)
     action = ""
     if option.takes_value:
-        action = f":{_zsh_text(option.metavar)}:{_zsh_action(_values(root, option))}"
+        values = _zsh_action(_values(root, option))
+        action = "".join(f":{_zsh_text(word)}:{values}" for word in option.metavar.split())
     specs = []
     for flag in flags:
         repeat = "*" if option.many else "" if len(flags) == 1 else f"({' '.join(flags)})"

@@ -1,4 +1,4 @@
-"""What a doctor says: `discover --explain` now, `rdma-check` and others beside it.
+"""What a doctor says: `discover --explain` and `rdma-check`, whose findings are of one kind.
 
 A finding is made from something that was counted or probed in this run; it holds no guess without
 saying so in `means`. Knows nothing of how it was found or how it is shown.
@@ -22,8 +22,14 @@ class Finding(Record, frozen=True, kw_only=True):
     means: str | None = None
     do: str | None = None
     """The command to type next."""
+    then: tuple[str, ...] = ()
+    """What to do after that, in this order."""
     evidence: str = "L3"
+    """How far what it means was tried out: L0 designed, L1 on constructed input, L2 on captured input,
+    L3 on another backend, L4 on the real hardware, L5 by somebody else."""
     source: str | None = None
+    nodes: tuple[str, ...] = ()
+    """The nodes it is about, where it is about nodes."""
 
 
 class InterfaceCount(Record, frozen=True, kw_only=True):

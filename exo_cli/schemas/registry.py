@@ -20,6 +20,7 @@ _SHARED: dict[str, tuple[str, ...]] = {
 }
 # Struct names as module:name, so that asking for one verb does not import the others.
 _PRINTED: dict[str, tuple[str, ...]] = {
+    "bench": ("bench:Bench", "bench:Comparison", "bench:Links"),
     "completion": ("reference:CompletionScript",),
     "config show": ("reference:Settings",),
     "discover": ("topology:Topology", "events:TopologyLine", "events:NodeLine", "findings:Explanation"),
@@ -29,7 +30,15 @@ _PRINTED: dict[str, tuple[str, ...]] = {
     "key new": ("key:KeyChanged",),
     "key rotate": ("key:KeyChanged",),
     "key show": ("key:KeyShown",),
+    "plan": (
+        "plan:Plan",
+        "planning:PlanDiff",
+        "planning:Suggestions",
+        "planning:PlanLine",
+        "planning:NoPlanLine",
+    ),
     "ps": ("running:Running",),
+    "rdma-check": ("doctor:RdmaCheck",),
     "run": ("events:TokenLine", "events:RunSummary"),
     "schema": ("reference:Schemas",),
     "serve-shard": ("events:ReadyLine", "events:StoppedLine"),

@@ -15,6 +15,7 @@ from exo_cli.cluster.lifecycle import double_id, run_node
 from exo_cli.cluster.membership import Change
 from exo_cli.cluster.node import NodeHost, NodeOptions
 from exo_cli.cluster.pairs import is_unix
+from exo_cli.cluster.service import Diagnose
 from exo_cli.errors import Exit
 from exo_cli.fetch.locate import Locator
 from exo_cli.fetch.stores import Stores
@@ -49,6 +50,8 @@ class ShardOptions:
     keep_alive_s: float | None = None
     """None: 10 minutes, and for ever what a plan gave this node."""
     plan: Plan | None = None
+    diagnose: Diagnose | None = None
+    """What this machine's tools say, for the doctor."""
 
 
 async def serve(
@@ -155,6 +158,7 @@ class _Running:
             shelf=self._stores,
             keep_alive_s=shard.keep_alive_s,
         )
+        made.diagnose = shard.diagnose
         # A stage that comes or goes is told to the others at once.
         engines.on_change = node.survey.touch_self
         engines.surroundings = lambda: _surroundings(shard, engines, node)

@@ -10,36 +10,30 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from exo_cli.plain import visible
-from exo_cli.schemas.findings import Explanation, Finding, InterfaceCount, Level
+from exo_cli.schemas.findings import Explanation, InterfaceCount
+from exo_cli.views import findings as findings_view
 from exo_cli.views.cells import Look, Piece, stack, widest
 from exo_cli.views.figures import plural
 
-_LEVELS: dict[Level, tuple[str, str]] = {
-    "failure": ("✗", "red"),
-    "warning": ("!", "yellow"),
-    "info": ("·", "dim"),
-    "ok": ("✓", "green"),
-}
-_ORDER = list(_LEVELS)
 _COUNT = 9
 _STRANGERS = 12
 
 COLUMNS = (
     "record", "about", "kind", "name", "sent", "received", "accepted", "dropped", "reasons",
-    "level", "id", "seen", "means", "do",
+    *findings_view.COLUMNS,
 )  # fmt: skip
 
 
 def render(explanation: Explanation, *, unicode: bool, width: int) -> RenderableType:
     """The whole answer, no line wider than `width`."""
     look = Look(unicode=unicode, width=width)
-    findings = sorted(explanation.findings, key=lambda finding: _ORDER.index(finding.level))
+    findings = findings_view.by_level(explanation.findings)
     return stack(
         [
             _interfaces(explanation, look),
             _strangers(explanation, look),
-            _findings(findings, look),
-            look.paragraph([], _verdict(findings), style="bold"),
+            findings_view.block(findings, look),
+            look.paragraph([], findings_view.verdict(findings), style="bold"),
         ]
     )
 
@@ -76,18 +70,7 @@ def rows(explanation: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...
                 "id": stranger.fingerprint,
             }
         )
-    for finding in sorted(explanation.findings, key=lambda finding: _ORDER.index(finding.level)):
-        table.append(
-            {
-                "record": "finding",
-                "about": finding.about,
-                "level": finding.level,
-                "id": finding.id,
-                "seen": finding.seen,
-                "means": finding.means or "",
-                "do": finding.do or "",
-            }
-        )
+    table += map(findings_view.cells, findings_view.by_level(explanation.findings))
     return COLUMNS, [tuple(visible(row.get(column, "")) for column in COLUMNS) for row in table]
 
 
@@ -169,33 +152,3 @@ def _strangers(explanation: Explanation, look: Look) -> list[Text]:
     if len(strangers) > len(shown):
         lines.append(look.line((f" and {len(strangers) - len(shown)} more", "dim")))
     return lines
-
-
-# -- findings --------------------------------------------------------------------------------------
-
-
-def _findings(findings: list[Finding], look: Look) -> list[Text]:
-    if not findings:
-        return []
-    lines = [look.line(("Findings", "bold"))]
-    for finding in findings:
-        sign, style = _LEVELS[finding.level]
-        head: list[Piece] = [" ", (look(f"{sign} {finding.level:<7}"), style), "  "]
-        lines += look.paragraph(head, finding.about, style="bold", most=2)
-        lines += look.paragraph(["   ", ("seen   ", "dim")], finding.seen)
-        if finding.means:
-            source = f" ({finding.source})" if finding.source else ""
-            lines += look.paragraph(["   ", ("means  ", "dim")], finding.means + source)
-        if finding.do:
-            lines += look.paragraph(["   ", ("do     ", "dim")], finding.do, style="bold")
-    return lines
-
-
-def _verdict(findings: list[Finding]) -> str:
-    failures, warnings = (
-        sum(finding.level == level for finding in findings) for level in ("failure", "warning")
-    )
-    if failures or warnings:
-        parts = [plural(n, word) for n, word in ((failures, "failure"), (warnings, "warning")) if n]
-        return " and ".join(parts)
-    return "Nothing stands in the way that was looked at."
