@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -55,7 +55,15 @@ NodesOption = Annotated[
         "--nodes",
         min=1,
         metavar="N",
-        help="Split it over so many nodes, the roomiest; else as few as have room.",
+        help="Split it over so many nodes; else over as many as are best.",
+    ),
+]
+NumericsOption = Annotated[
+    Literal["exact", "fast"],
+    typer.Option(
+        "--numerics",
+        envvar="EXO_NUMERICS",
+        help="exact: as mlx-lm, token for token. fast: on CPUs by kernels of our own, within a stated bound.",
     ),
 ]
 DataPortsOption = Annotated[

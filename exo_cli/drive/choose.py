@@ -92,7 +92,7 @@ async def choose(
         return await _planned(need, around, plan)
     if around.alone:
         node = await private()
-        return Choice(_split(needs, [node], node.host), {node.id: node}, (), alone=True)
+        return Choice(_split(needs, [node], node.host, ()), {node.id: node}, (), alone=True)
     links = around.topology.links
     known = [node for node in around.topology.nodes if node.id not in around.avoid]
     holders = [node for node in known if _holds(node, need)]
@@ -111,16 +111,16 @@ async def choose(
     if not workers:
         _check_enough(need, workers)
         node = await private()
-        return Choice(_split(needs, [node], node.host), {node.id: node}, (), silent, alone=True)
+        return Choice(_split(needs, [node], node.host, ()), {node.id: node}, (), silent, alone=True)
     _check_enough(need, workers)
     chain = _loaded_chain(need, workers)
     everybody = list(found.nodes.values())  # who takes no part is named in the reason
     if chain:
         return Choice(plan_of(need, chain, _uses(chain)), found.nodes, links, silent)
     try:
-        used = _split(needs, everybody, host_id())
+        used = _split(needs, everybody, host_id(), links)
     except DoesNotFit:
-        used = _split(needs, await emptied(everybody, around.source), host_id())
+        used = _split(needs, await emptied(everybody, around.source), host_id(), links)
     return Choice(used, found.nodes, links, silent)
 
 
@@ -134,16 +134,19 @@ def _check_enough(need: Need, workers: Sequence[Node]) -> None:
         )
 
 
-def _split(needs: Sequence[Need], nodes: Sequence[Node], here: str) -> Plan:
+def _split(needs: Sequence[Need], nodes: Sequence[Node], here: str, links: Sequence[Link]) -> Plan:
     """Of the first need that fits."""
     for need in needs[:-1]:
         with suppress(DoesNotFit):
-            return split(need, nodes, here=here)
-    return split(needs[-1], nodes, here=here)
+            return split(need, nodes, here=here, links=links)
+    return split(needs[-1], nodes, here=here, links=links)
 
 
 async def _planned(need: Need, around: Around, plan: Plan) -> Choice:
     """A plan names its nodes: all of them, or nothing."""
+    if not plan.model.digest and plan.model.name == need.model.name:
+        # Planned before anybody had its weights.
+        plan = structs.replace(plan, model=need.model)
     if plan.model.digest != need.model.digest:
         what = f"another model: {plan.model.name}, not {need.model.name}"
         if plan.model.name == need.model.name:

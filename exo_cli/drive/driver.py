@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import structs
 
@@ -26,7 +26,8 @@ from exo_cli.drive.shares import Shares
 from exo_cli.drive.size import ModelSize, size_of
 from exo_cli.drive.split import Need
 from exo_cli.errors import DoesNotFit, ExoError, TryAgain, Unavailable, hinting
-from exo_cli.fetch.hub import Downloaded, ensure
+from exo_cli.fetch.ensure import ensure
+from exo_cli.fetch.meter import Moved
 from exo_cli.fetch.stores import Stores
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.models.random_model import RandomModel
@@ -57,6 +58,7 @@ class Settings:
     """How many nodes to begin on; an answer whose node is lost goes on on what is left."""
     data_ports: tuple[int, int] = (0, 0)
     """The TCP ports on which our files may be offered, both included; (0, 0): any free one."""
+    numerics: Literal["exact", "fast"] = "exact"
     alone: bool = False
     """On a node of our own, whoever answers."""
     private: tuple[str, ...] = ()
@@ -69,7 +71,7 @@ class Telling:
 
     chosen: Callable[[Choice], None] = lambda choice: None
     progress: Callable[[Progress], None] = lambda progress: None
-    downloaded: Callable[[Downloaded], None] = lambda progress: None
+    downloaded: Callable[[Moved], None] = lambda progress: None
     recovered: Callable[[str], None] = lambda said: None
     """An answer goes on elsewhere: why, and where."""
 
@@ -111,7 +113,7 @@ class Driver:
             return directory, Language.load(directory.path), size_of(directory)
 
         with hinting("Fetch the model again, or name another one."):
-            path = await ensure(str(self._settings.model), stores.hub, on_progress=self._telling.downloaded)
+            path = await ensure(str(self._settings.model), stores, on_progress=self._telling.downloaded)
             self.directory, self.language, self.size = await asyncio.to_thread(read, path)
         return self
 
@@ -212,6 +214,7 @@ class Driver:
             self._source,
             weights_from=self._shares.address if self._shares is not None else lambda node: "",
             random=self._random,
+            numerics=self._settings.numerics,
             on_progress=self._telling.progress,
             on_failed=failed.append,
         )

@@ -7,7 +7,7 @@ from exo_cli.errors import InputOutput, NotFound
 from exo_cli.schemas.decode import MAX_DOCUMENT_BYTES, decode
 from exo_cli.schemas.plan import SCHEMA, Plan
 
-_HINT: Final = "exo schema plan.json says what it holds; without --plan exo run splits by free memory."
+_HINT: Final = "exo schema plan.json says what it holds; without --plan exo run makes one itself."
 
 
 def read_plan(path: Path) -> Plan:

@@ -37,5 +37,7 @@ async def emptied(nodes: Sequence[Node], source: KeyringSource) -> list[Node]:
 
 
 def _with(node: Node, room_bytes: int) -> Node:
-    memory = msgspec.structs.replace(node.memory, limit_bytes=room_bytes, free_bytes=room_bytes)
+    # What is free belongs to the machine and to its other nodes as well.
+    free = max(node.memory.free_bytes, room_bytes)
+    memory = msgspec.structs.replace(node.memory, limit_bytes=room_bytes, free_bytes=free)
     return msgspec.structs.replace(node, memory=memory)

@@ -4,12 +4,14 @@ An estimate for splitting: the engine knows better and refuses what does not fit
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from exo_cli.errors import BadData
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.models.geometry import text_config
+from exo_cli.models.safetensors import TensorInfo
+from exo_cli.planning.work import Work, work_of, work_of_sizes
 
 _NUMBERED: Final = re.compile(r"((?:[^.]*[^.0-9][^.]*\.)+?)(\d{1,4})\.")
 _LAYERS: Final = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
@@ -33,18 +35,26 @@ class ModelSize:
     """Of one layer."""
     context: int
     """The longest that the model knows."""
+    known: Work | None = field(default=None, repr=False)
+    """The same from the model's geometry, where its family's is known."""
+
+    @property
+    def work(self) -> Work:
+        """As the planner takes it; where only sizes are known, every weight is read at every step."""
+        if self.known is not None:
+            return self.known
+        return work_of_sizes(
+            self.layer_bytes,
+            first=self.first_bytes,
+            last=self.last_bytes,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            width=0,
+            longest=self.context,
+        )
 
     @property
     def layers(self) -> int:
         return len(self.layer_bytes)
-
-    def weights(self, first: int, last: int) -> int:
-        """Bytes of the stage with layers `first` to `last`, the latter excluded."""
-        return (
-            sum(self.layer_bytes[first:last])
-            + (self.first_bytes if first == 0 else 0)
-            + (self.last_bytes if last == self.layers else 0)
-        )
 
 
 def size_of(directory: ModelDirectory) -> ModelSize:
@@ -63,13 +73,13 @@ def size_of(directory: ModelDirectory) -> ModelSize:
         parts = set(name.split("."))
         if numbered is not None:
             stack = stacks.setdefault(numbered[1], {})
-            stack[int(numbered[2])] = stack.get(int(numbered[2]), 0) + tensor.nbytes
+            stack[int(numbered[2])] = stack.get(int(numbered[2]), 0) + _held_bytes(tensor)
         elif parts & _EMBEDDING:
-            embedding += tensor.nbytes
+            embedding += _held_bytes(tensor)
         elif parts & _HEAD:
-            head += tensor.nbytes
+            head += _held_bytes(tensor)
         else:
-            beside += tensor.nbytes
+            beside += _held_bytes(tensor)
     main = [stack for stack in stacks.values() if stack.keys() >= set(range(layers))]
     chosen = max(main, key=lambda stack: sum(stack.values()), default=None)
     for stack in stacks.values():
@@ -89,7 +99,21 @@ def size_of(directory: ModelDirectory) -> ModelSize:
         last_bytes=(head or embedding) + beside,
         kv_bytes_per_token=_kv_bytes(config),
         context=_number(config, _CONTEXT) or _DEFAULT_CONTEXT,
+        known=_geometry(directory, layers),
     )
+
+
+def _held_bytes(tensor: TensorInfo) -> int:
+    """In an engine's memory, where numbers of 16 bits become float32."""
+    return tensor.nbytes * (2 if tensor.dtype in ("F16", "BF16") else 1)
+
+
+def _geometry(directory: ModelDirectory, layers: int) -> Work | None:
+    try:
+        found = work_of(directory.config)
+    except BadData:
+        return None
+    return found if len(found.layers) == layers else None
 
 
 def _number(config: dict[str, Any], names: tuple[str, ...]) -> int | None:

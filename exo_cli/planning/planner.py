@@ -3,34 +3,31 @@
 Raises DoesNotFit with the nearest miss where there is no plan. Knows nothing of files and of terminals.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from exo_cli.errors import DoesNotFit, Unavailable
+from exo_cli.errors import Unavailable
 from exo_cli.planning import exact, solver
 from exo_cli.planning.forecast import forecast, without_limits
+from exo_cli.planning.others import alternatives, layout, worth
 from exo_cli.planning.pace import Pace, groups
 from exo_cli.planning.problem import Chain, Problem, needed_bytes
+from exo_cli.planning.refusal import too_large
 from exo_cli.planning.search import SAME, Found
-from exo_cli.planning.shortage import Shortage, shortage
-from exo_cli.planning.words import gigabytes, layers, listed, per_second, some
+from exo_cli.planning.shortage import shortage
+from exo_cli.planning.words import listed
 from exo_cli.planning.work import Work
 from exo_cli.schemas.plan import (
-    Alternative,
     LeftOut,
     ModelRef,
     Plan,
     PlannedStage,
     Rank,
     Replica,
-    Worth,
 )
 
-_ALTERNATIVES: Final = 3
 _FEW: Final = 8
 """Nodes for which it is told what each is worth."""
-_NAMED: Final = 6
 
 
 def find_plan(
@@ -51,9 +48,13 @@ def make_plan(
     *,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     variants: Mapping[str, Work] | None = None,
+    kv_bits: Sequence[int] = (),
     whole: bool = True,
 ) -> Plan:
-    """The best plan that is found. `whole`: with alternatives and what each node is worth."""
+    """The best plan that is found. `whole`: with alternatives and what each node is worth.
+
+    `variants` and `kv_bits`: other packings of the weights and of caches that are to be offered.
+    """
     places = problem.cluster.places
     if not places:
         reasons = listed(f"{name} {why}" for name, why in sorted(problem.cluster.left_out))
@@ -63,7 +64,7 @@ def make_plan(
         )
     found = solver.solve(problem)
     if found is None:
-        raise too_large(problem, model.name, shortage(problem, dict(variants or {})))
+        raise too_large(problem, model.name, shortage(problem, dict(variants or {}), kv_bits))
     return _plan(problem, model, found, dtype, whole)
 
 
@@ -77,7 +78,7 @@ def _plan(
     places = problem.cluster.places
     told = forecast(problem, found.chains)
     few = whole and len(places) <= _FEW and exact.has_few_sets(problem)
-    worth = tuple(_worth(problem, found, told.total_tokens_per_s)) if few else ()
+    each_node = tuple(worth(problem, found, told.total_tokens_per_s)) if few else ()
     return Plan(
         model=model,
         dtype=dtype,
@@ -96,8 +97,8 @@ def _plan(
                 if at not in found.used
             ]
         ),
-        worth=worth,
-        alternatives=tuple(_alternatives(problem, found)) if few else (),
+        worth=each_node,
+        alternatives=tuple(alternatives(problem, found)) if few else (),
         gap=_gap(found),
     )
 
@@ -134,17 +135,6 @@ def _gap(found: Found) -> float:
 
 
 # -- why -------------------------------------------------------------------------------------------
-
-
-def layout(problem: Problem, chains: Sequence[Chain]) -> str:
-    """`a 0-11, b 12-31`, chains apart by a semicolon."""
-    names = [place.name for place in problem.cluster.places]
-    return "; ".join(
-        ", ".join(
-            f"{names[at]} {layers(*range_)}" for at, range_ in zip(chain.order, chain.ranges, strict=True)
-        )
-        for chain in chains
-    )
 
 
 def _reason(problem: Problem, found: Found) -> str:
@@ -233,125 +223,3 @@ def _slowest_part(problem: Problem, found: Found) -> str:
         return f"what a step costs whatever is in it: {fixed:.3g} ms of {sum(compute) + wire:.3g} ms"
     share = compute[slowest] / (sum(compute) + wire)
     return f"reading weights: {names[slowest]} takes {share:.0%} of a token's time"
-
-
-# -- what else -------------------------------------------------------------------------------------
-
-
-def _worth(problem: Problem, found: Found, with_all: float) -> Iterator[Worth]:
-    for at, place in enumerate(problem.cluster.places):
-        if at in found.used:
-            left = [other for other in range(len(problem.cluster.places)) if other != at]
-            less = _without(problem, at, left)
-            without = None if less is None else _total(less[0], less[1])
-            yield Worth(name=place.name, used=True, with_tokens_per_s=with_all, without_tokens_per_s=without)
-        else:
-            limits = replace(problem.limits, musts=(*problem.limits.musts, at))
-            more = solver.solve(replace(problem, limits=limits))
-            with_it = None if more is None else _total(problem, more)
-            yield Worth(name=place.name, used=False, with_tokens_per_s=with_it, without_tokens_per_s=with_all)
-
-
-def _without(problem: Problem, gone: int, left: list[int]) -> tuple[Problem, Found] | None:
-    pins = [pin for pin in problem.limits.pins if pin[0] != gone]
-    number = {at: new for new, at in enumerate(left)}
-    limits = replace(
-        problem.limits,
-        pins=tuple((number[at], first, last) for at, first, last in pins),
-        musts=tuple(number[at] for at in problem.limits.musts if at != gone),
-        min_nodes=min(problem.limits.min_nodes, max(1, len(left))),
-    )
-    smaller = replace(problem, cluster=problem.cluster.only(left), limits=limits)
-    found = solver.solve(smaller) if left else None
-    return None if found is None else (smaller, found)
-
-
-def _total(problem: Problem, found: Found) -> float:
-    return forecast(problem, found.chains).total_tokens_per_s
-
-
-def _alternatives(problem: Problem, chosen: Found) -> list[Alternative]:
-    """The best plans over other numbers of nodes, and of the other kinds; the better first."""
-    limits = problem.limits
-    tried = [
-        replace(limits, min_nodes=n, max_nodes=n)
-        for n in range(limits.min_nodes, (limits.max_nodes or len(problem.cluster.places)) + 1)
-        if n != len(chosen.used)
-    ]
-    if limits.parallel is None and problem.streams > 1:
-        tried += [replace(limits, parallel="pipeline"), replace(limits, parallel="replicas")]
-    found: dict[str, tuple[float, Found]] = {}
-    for each in tried:
-        other = solver.solve(replace(problem, limits=each))
-        if other is not None and other.chains != chosen.chains:
-            found.setdefault(layout(problem, other.chains), (other.cost, other))
-    best = sorted(found.items(), key=lambda item: (item[1][0], item[0]))[:_ALTERNATIVES]
-    told = [(said, forecast(problem, other.chains)) for said, (_, other) in best]
-    return [
-        Alternative(
-            layout=said,
-            ttft_ms=speed.ttft_ms,
-            decode_tokens_per_s=speed.decode_tokens_per_s,
-            total_tokens_per_s=speed.total_tokens_per_s,
-        )
-        for said, speed in told
-    ]
-
-
-# -- nothing fits ----------------------------------------------------------------------------------
-
-
-def too_large(problem: Problem, name: str, missing: Shortage) -> DoesNotFit:
-    """The nearest miss, and what would make it fit."""
-    requests = "" if problem.streams == 1 else f" for {problem.streams} requests at once"
-    needs = f"{name} needs {gigabytes(missing.needed_bytes)} with a context of {problem.context}{requests}"
-    if missing.cause is not None:
-        return DoesNotFit(
-            f"{needs}, which fits, but not with {missing.cause}",
-            hint=f"Leave {missing.cause} out." if missing.cause.startswith("--") else "Ask for less.",
-        )
-    places = problem.cluster.places
-    has = [f"{place.name} has {gigabytes(problem.cluster.room_bytes(at))}" for at, place in enumerate(places)]
-    said = f"{needs}, and {some(has, _NAMED, 'more nodes have little')} to give"
-    if len(places) > _NAMED:
-        said = f"{needs}, and {len(places)} nodes have {gigabytes(missing.there_bytes)} to give together"
-    closed = _closed(problem)
-    if missing.missing_bytes is not None:
-        said += f"; the nearest miss lacks {gigabytes(missing.missing_bytes)} on {missing.node}"
-    if closed and missing.there_bytes > missing.needed_bytes:
-        said += f"; {closed}"
-    return DoesNotFit(said, hint=_remedies(problem, missing))
-
-
-def _remedies(problem: Problem, missing: Shortage) -> str:
-    ways = []
-    if missing.context is not None:
-        ways.append(f"--context {missing.context}")
-    if missing.streams is not None:
-        ways.append(f"--concurrency {missing.streams}")
-    if missing.variant is not None:
-        ways.append(f"the {missing.variant} variant")
-    if missing.missing_bytes is not None:
-        ways.append(f"{gigabytes(missing.missing_bytes)} more on {missing.node}")
-    if not ways:
-        return "Start exo serve-shard on more machines, or take a smaller model."
-    return f"It would fit with {listed(ways, 'or with')}."
-
-
-def _closed(problem: Problem) -> str:
-    """The first ways that are closed, by name."""
-    places, found = problem.cluster.places, []
-    for a, row in enumerate(problem.cluster.ways):
-        for b, way in enumerate(row):
-            if not way.open:
-                found.append(f"{places[a].name} does not reach {places[b].name} ({way.closed})")
-    return some(found, 2, "more ways are closed") if found else ""
-
-
-def told_tokens(plan: Plan) -> str:
-    """`14.1 tok/s for one request, 96 tok/s for 8`."""
-    assert plan.forecast is not None
-    alone = f"{per_second(plan.forecast.decode_tokens_per_s)} for one request"
-    if plan.concurrency == 1:
-        return alone
-    return f"{alone}, {per_second(plan.forecast.total_tokens_per_s)} for {plan.concurrency} together"

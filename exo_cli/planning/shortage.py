@@ -3,7 +3,7 @@
 Everything that is offered was tried: the plan exists with it. Knows nothing of how a person types it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -31,12 +31,15 @@ class Shortage:
     streams: int | None
     variant: str | None
     """Another packing of the same model."""
+    kv_bits: int | None
+    """Caches of so many bits a number."""
     cause: str | None
     """Why it does not fit though there is memory enough: something that was asked for."""
 
 
-def shortage(problem: Problem, variants: dict[str, Work]) -> Shortage:
-    """`variants`: the same model packed otherwise, by name, the largest first."""
+def shortage(problem: Problem, variants: dict[str, Work], kv_bits: Sequence[int] = ()) -> Shortage:
+    """`variants`: the same model packed otherwise, by name, the largest first; `kv_bits`: what engines
+    can pack caches to, the most first."""
     places = range(len(problem.cluster.places))
     rooms = [problem.cluster.room_bytes(at) for at in places]
     whole = max(
@@ -54,6 +57,9 @@ def shortage(problem: Problem, variants: dict[str, Work]) -> Shortage:
         ),
         streams=_less(problem.streams, lambda n: replace(problem, streams=n), 1),
         variant=next((name for name, work in variants.items() if _fits(replace(problem, work=work))), None),
+        kv_bits=next(
+            (bits for bits in kv_bits if _fits(replace(problem, work=problem.work.with_kv_bits(bits)))), None
+        ),
         cause=_cause(problem),
     )
 

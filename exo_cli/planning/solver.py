@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, product
+from typing import Final
 
 from exo_cli.planning import exact, wide
 from exo_cli.planning.problem import Chain, Problem
 from exo_cli.planning.search import SAME, Found, is_one_chain
 
-_MAX_VARIANTS = 24
+_MAX_VARIANTS: Final = 40
 
 
 def solve(problem: Problem) -> Found | None:
@@ -49,8 +50,10 @@ def _variants(problem: Problem) -> Iterator[tuple[int, ...]]:
     ]
     crowded = {at for group in groups for at in group}
     free = [at for at in range(len(places)) if at not in crowded]
+    # All of them, one alone, two, ...: with many on one machine not every set is looked at.
     choices = [
-        [some for n in range(len(group), 0, -1) for some in combinations(group, n)] for group in groups
+        [some for n in (len(group), *range(1, len(group))) for some in combinations(group, n)]
+        for group in groups
     ]
     count = 0
     for taken in product(*choices):

@@ -111,9 +111,9 @@ class Work:
         """What a position takes on the wire."""
         return self.width * self.wire_item_bytes
 
-    def with_kv_bits(self, bits: int | None) -> "Work":
+    def with_kv_bits(self, bits: int) -> "Work":
         """The same with caches of so many bits; groups of 64 with two numbers of 16 bits each."""
-        return self if bits is None else replace(self, kv_item_bytes=bits / 8 + 4 / 64)
+        return replace(self, kv_item_bytes=bits / 8 + 4 / 64)
 
 
 def work_of(
@@ -167,7 +167,7 @@ def _work(
     found: Geometry, packed: Packing, config: Mapping[str, Any], item_bytes: int, cuts: Sequence[int] | None
 ) -> Work:
     heads = int(config.get("num_attention_heads") or 1)
-    latent = config.get("kv_lora_rank") is not None
+    latent = any("kv_a_proj" in name for layer in found.layers[:1] for name in layer.weights)
     kv_heads = 1 if latent else int(config.get("num_key_value_heads") or heads)
     # Two products for each number that the cache has and each query that reads it; a latent cache's
     # number serves as key and as value.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from exo_cli.errors import BadData
-from exo_cli.schemas.plan import Plan, PlannedStage
+from exo_cli.schemas.plan import Plan, PlannedStage, RankMemory
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.hello import hello
 
@@ -18,6 +18,9 @@ _DTYPES: Final = {
     "bfloat16": pb.DTYPE_BFLOAT16,
     "float16": pb.DTYPE_FLOAT16,
 }
+GRACE_BYTES: Final = 256 * 2**20
+"""What an engine takes beside weights and caches is known to a few per cent; where a node has room, it
+gets this much more than was planned."""
 _HINT: Final = "Mend the plan, or leave --plan out."
 
 
@@ -38,29 +41,45 @@ def check_stages(plan: Plan, stages: Sequence[PlannedStage], layers: int) -> Non
         raise BadData(f"the plan is for {at} layers; {plan.model.name} has {layers}", hint=_HINT)
 
 
-def load_id(plan: Plan, layers: tuple[int, int], layers_in_model: int) -> str:
+def load_id(plan: Plan, layers: tuple[int, int], layers_in_model: int, numerics: str = "exact") -> str:
     """Names a load by everything that decides what is loaded."""
-    said = (plan.model.digest, *layers, layers_in_model, plan.dtype, "exact", plan.context, plan.concurrency)
+    said = (plan.model.digest, *layers, layers_in_model, plan.dtype, numerics, plan.context, plan.concurrency)
     return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
 
 
 def load_request(
-    plan: Plan, stage: PlannedStage, layers_in_model: int, *, weights_from: str = ""
+    plan: Plan,
+    stage: PlannedStage,
+    layers_in_model: int,
+    *,
+    weights_from: str = "",
+    numerics: str = "exact",
 ) -> pb.LoadRequest:
     """Ask for one stage; for how long it is kept is the node's own rule."""
     memory = stage.ranks[0].memory
     return pb.LoadRequest(
         hello=hello(),
-        load_id=load_id(plan, stage.layers, layers_in_model),
+        load_id=load_id(plan, stage.layers, layers_in_model, numerics),
         model=pb.ModelRef(name=plan.model.name, revision=plan.model.revision or "", digest=plan.model.digest),
         first_layer=stage.layers[0],
         last_layer=stage.layers[1],
         layers_in_model=layers_in_model,
         wire_dtype=_DTYPES[plan.dtype],
-        numerics="exact",
+        numerics=numerics,
         context=plan.context,
-        concurrency=plan.concurrency,
-        memory_bytes=memory.weights_bytes + memory.kv_bytes + memory.buffers_bytes + memory.base_bytes,
+        concurrency=_concurrency(plan, stage),
+        memory_bytes=_granted_bytes(memory),
         weights_from=weights_from,
         evict_idle=True,
     )
+
+
+def _concurrency(plan: Plan, stage: PlannedStage) -> int:
+    """How many requests the stage's own chain serves at once."""
+    mine = next((replica for replica in plan.replicas if stage in replica.stages), None)
+    return plan.concurrency if mine is None or mine.concurrency is None else mine.concurrency
+
+
+def _granted_bytes(memory: RankMemory) -> int:
+    planned = memory.weights_bytes + memory.kv_bytes + memory.buffers_bytes + memory.base_bytes
+    return max(planned, min(memory.limit_bytes, planned + GRACE_BYTES))

@@ -255,6 +255,17 @@ def test_in_a_shell_and_while_the_topology_changes(tmp_path: Path, macs: Topolog
         watching.stdout.close()  # type: ignore[union-attr]
 
 
+@pytest.mark.process
+def test_the_same_bytes_from_every_process() -> None:
+    texts = set()
+    for seed in ("1", "2"):
+        wanted = ["plan", "qwen3-32b", "--concurrency", "6", "--json"]
+        done = exo(*wanted, env={**os.environ, "PYTHONHASHSEED": seed})
+        assert done.returncode == 0, done.stderr
+        texts.add(done.stdout)
+    assert len(texts) == 1
+
+
 # -- refusals ----------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,9 @@ from exo_cli.drive import choose as choose_module
 from exo_cli.drive.choose import DEFAULT_CONTEXT, Around, Choice, choose, choose_roomy, contexts
 from exo_cli.drive.load import load
 from exo_cli.drive.size import ModelSize
-from exo_cli.drive.split import HEADROOM, Need, plan_of, usable_bytes
+from exo_cli.drive.split import Need, plan_of
 from exo_cli.errors import BadData, DoesNotFit, Unavailable, VersionMismatch
+from exo_cli.planning.cluster import usable_bytes
 from exo_cli.schemas.plan import ModelRef
 from exo_cli.schemas.topology import LoadedStage, Memory, Node, Topology
 from exo_cli.trust.keyring import KeyringSource
@@ -73,6 +74,9 @@ def test_a_plans_nodes_and_no_others() -> None:
             choice = await choose(NEED, around(source, a, b), plan=by_name, private=no_private)
             assert choice.plan == plan
             assert choice.nodes.keys() == {a.id, b.id}
+            early = msgspec.structs.replace(plan, model=ModelRef(name="toy", revision=None, digest=""))
+            choice = await choose(NEED, around(source, a, b), plan=early, private=no_private)
+            assert choice.plan == plan
             gone = msgspec.structs.replace(b, endpoint="127.0.0.1:1")
             with pytest.raises(Unavailable, match="nodes that do not answer: b"):
                 await choose(NEED, around(source, a, gone), plan=plan, private=no_private)
@@ -143,7 +147,7 @@ def test_who_answers_the_probe_is_used(clean_environment: Path) -> None:
     with node_process(clean_environment, "heard", "--voice"):
         choice = asyncio.run(choose(NEED, around(KeyringSource()), plan=None, private=no_private))
         assert shares(choice) == [("heard", (0, LAYERS))]
-        assert choice.plan.reason == "heard has room for all of it"
+        assert choice.plan.reason == "heard has room for all of it and is the only node"
 
 
 def test_a_cluster_of_another_version_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,12 +221,11 @@ def test_context_is_a_round_number_and_enough() -> None:
 def test_where_a_round_context_does_not_fit_what_is_needed_may() -> None:
     async def main() -> None:
         need = replace(NEED, size=ModelSize((1000,) * LAYERS, 10, 10, 100_000, 16384))
-        room = replace(need, context=200).bytes(0, LAYERS)
-        mine = record(
-            "mine",
-            memory=Memory(ram_bytes=1 << 50, limit_bytes=1 << 50, free_bytes=ceil(room / HEADROOM)),
-            backend="cpu",
-        )
+        # Caches grow by 256 positions at a time.
+        mine = record("mine", backend="cpu")
+        room = replace(need, context=256).bytes((0, LAYERS), mine)
+        memory = Memory(ram_bytes=1 << 50, limit_bytes=1 << 50, free_bytes=ceil(room / 0.9))
+        mine = msgspec.structs.replace(mine, memory=memory)
         starts = 0
 
         async def private() -> Node:
@@ -231,11 +234,11 @@ def test_where_a_round_context_does_not_fit_what_is_needed_may() -> None:
             return mine
 
         source = KeyringSource()
-        choice = await choose_roomy(need, around(source), 200, plan=None, private=private)
-        assert choice.plan.context == 200
+        choice = await choose_roomy(need, around(source), 256, plan=None, private=private)
+        assert choice.plan.context == 256
         assert usable_bytes(mine) == room
         with pytest.raises(DoesNotFit):
-            await choose_roomy(need, around(source), 201, plan=None, private=private)
+            await choose_roomy(need, around(source), 257, plan=None, private=private)
 
     asyncio.run(main())
 

@@ -31,7 +31,7 @@ NEW = 1000
 AFTER = 10
 CONTEXT = 500_000
 """So much KV that a node of so little memory has room for two layers and not for three."""
-MEMORY = "760MiB"
+MEMORY = "445MiB"
 GREEDY = Sampling()
 RANDOM = Sampling(temperature=1.0, seed=5)
 PATIENCE_S = 90
@@ -81,7 +81,7 @@ async def driving(
     if planned:
         async with Driver(settings, source) as driver:
             reference = ModelRef(name="toy", revision=None, digest=driver.directory.digest)
-        plan = cluster.plan(reference, (0, 2, 4), records[:2])
+        plan = cluster.plan(reference, (0, 2, 4), records[:2], memory_bytes=400 << 20)
         settings = Settings(str(model), home / "weights", home / "nodes", topology, plan)
     async with Driver(settings, source, Telling(recovered=said.append)) as driver:
         yield driver
@@ -177,7 +177,8 @@ def test_nodes_that_go_until_too_few_are_left(clean_environment: Path, model: Pa
     async def main(running: list[Shard]) -> None:
         async with driving(clean_environment, model, running, said) as driver:
             wanted, _ = await answer(driver, GREEDY)
-            assert len(driver.stages) == 3
+            # Two have room for it, and the third would only make it slower.
+            assert len(driver.stages) == 2
             by_name = dict(zip("abc", running, strict=True))
             first = driver.stages[-1].node.name
             seen, _ = await answer(driver, GREEDY, by_name[first].process.popen.kill)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ def test_layers_ends_and_what_is_beside_them(tmp_path: Path) -> None:
     size = size_of(model(tmp_path / "a", [*layers, *extra, "model.embed_tokens.weight", "lm_head.weight"]))
     assert size.layer_bytes == (TENSOR, TENSOR, 2 * TENSOR, TENSOR)
     assert (size.first_bytes, size.last_bytes) == (2 * TENSOR, 2 * TENSOR)
-    assert size.weights(0, 4) == sum(size.layer_bytes) + size.first_bytes + size.last_bytes
-    assert size.weights(1, 3) == 3 * TENSOR
+    work = replace(size, known=None).work
+    assert work.stage_weights_bytes(0, 4) == sum(size.layer_bytes) + size.first_bytes + size.last_bytes
+    assert work.stage_weights_bytes(1, 3) == 3 * TENSOR
     assert size.kv_bytes_per_token == 2 * 1 * 4 * 4
     assert size.context == 16384
 
@@ -63,3 +65,20 @@ def test_names_that_are_not_understood(tmp_path: Path) -> None:
     assert size.first_bytes == TENSOR
     with pytest.raises(BadData, match="how many layers"):
         size_of(model(tmp_path / "b", ["x.weight"], num_hidden_layers="-"))
+
+
+def test_numbers_of_16_bits_become_float32_and_a_known_family_has_its_geometry(tmp_path: Path) -> None:
+    import mlx.core as mx
+
+    from tests.support import tiny_models
+
+    wide = ModelDirectory.open(tiny_models.build("llama", tmp_path / "wide"))
+    narrow = ModelDirectory.open(tiny_models.build("llama", tmp_path / "narrow", dtype=mx.bfloat16))
+    assert narrow.weights_bytes < wide.weights_bytes
+    assert size_of(narrow).layer_bytes == size_of(wide).layer_bytes
+    size = size_of(narrow)
+    assert size.known is not None
+    assert size.known.stage_weights_bytes(1, 2) == size_of(wide).layer_bytes[1]
+    assert size.work is size.known
+    strange = ModelDirectory.open(tiny_models.build("olmo2", tmp_path / "strange"))
+    assert size_of(strange).known is None

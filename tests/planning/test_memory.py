@@ -156,3 +156,10 @@ def test_accounting_of_the_engines_that_were_measured() -> None:
         assert memory.weights_bytes == row["own_tensors_bytes"]
         told = needed_bytes(memory) - memory.kv_bytes
         assert told == pytest.approx(row["resident_after_answer_bytes"], rel=0.03)
+
+
+@pytest.mark.parametrize(("family", "units", "latent"), [("llama", 2, False), ("deepseek_v3", 4, True)])
+def test_into_how_many_parts_heads_can_be_shared(family: str, units: int, latent: bool) -> None:
+    found = work_of(tiny_models.config(family))
+    assert (found.units, found.latent) == (units, latent)
+    assert found.layers[0].attention_flop > 0

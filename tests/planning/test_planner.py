@@ -11,7 +11,8 @@ import pytest
 from exo_cli.errors import DoesNotFit, Unavailable
 from exo_cli.planning import solver
 from exo_cli.planning.cluster import Cluster, Way, cluster_of
-from exo_cli.planning.planner import layout, make_plan
+from exo_cli.planning.others import layout
+from exo_cli.planning.planner import make_plan
 from exo_cli.planning.problem import Limits, Problem, needed_bytes
 from exo_cli.schemas.plan import ModelRef, Plan
 from exo_cli.schemas.topology import Rate, Topology
@@ -248,6 +249,11 @@ def test_nodes_of_one_machine_share_its_memory() -> None:
         plan(problem(work(10, 1.0), both, limits=Limits(min_nodes=2)))
 
 
+def test_one_of_many_nodes_on_a_machine_may_have_all_of_it() -> None:
+    many = cluster(*(place(f"n{at}", 10, host="one", free_bytes=10 * GB) for at in range(6)))
+    assert split(problem(work(8, 1.0), many)) == [[("n0", (0, 8))]]
+
+
 def test_only_some_links() -> None:
     macs = topologies.four_macs()
     wide = cluster_of(macs, format="affine4")
@@ -297,6 +303,17 @@ def test_what_is_said_to_be_missing_is_what_is_missing() -> None:
     assert fits(plan(replace(made, cluster=larger(missing + 0.1))))
     with pytest.raises(DoesNotFit):
         plan(replace(made, cluster=larger(missing - 0.1)))
+
+
+def test_packed_caches_are_offered_where_engines_can_pack_them() -> None:
+    made = problem(work(4, 1.0, kv=150_000), cluster(place("a", 9)), context=4096)
+    with pytest.raises(DoesNotFit) as caught:
+        plan(made)
+    assert "bit caches" not in str(caught.value.hint)
+    with pytest.raises(DoesNotFit) as caught:
+        plan(made, kv_bits=(8, 4))
+    assert "8-bit caches" in str(caught.value.hint)
+    assert fits(plan(replace(made, work=made.work.with_kv_bits(8))))
 
 
 def test_fewer_requests_are_offered() -> None:
