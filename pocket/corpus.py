@@ -14,11 +14,22 @@ from pocket.phrasing import Phraser
 from pocket.topics import Intent, Phrasing, Topics, load
 
 # How often a topic's intents are asked for, where it is not once: they have the widest language.
-_WEIGHTS: Final = {"beyond": 2.6, "smalltalk": 1.2, "later": 0.9, "words": 0.8, "exit-codes": 0.8}
+_WEIGHTS: Final = {
+    "beyond": 2.6,
+    "smalltalk": 1.2,
+    "later": 0.9,
+    "words": 0.8,
+    "exit-codes": 0.8,
+    "plan": 0.9,
+    "bench": 0.8,
+    "rdma-check": 0.7,
+    "fetch": 0.9,
+}
 _INTENT_WEIGHTS: Final = (
     {"beyond-general": 2.0, "beyond-facts": 1.5, "later-unknown": 0.5}
     | {"unload": 2.2, "ps": 1.8, "ps-memory": 1.3, "discover": 1.5, "discover-nobody": 1.5}
     | {"serve-start": 1.5, "serve-memory": 1.2, "run": 1.6, "run-split": 1.2, "cluster-quick": 1.3}
+    | {"plan": 1.3, "plan-fits": 1.1, "plan-suggest": 1.2, "bench": 1.4, "rdma-check": 1.3, "rdma": 1.3}
 )
 TWO_TURNS: Final = 0.16
 HELD_OUT: Final = 8

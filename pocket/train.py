@@ -25,7 +25,7 @@ from pocket.network import Network, Shape, rounded
 from pocket.rounding import quantized, restored
 from pocket.topics import load
 
-STEPS: Final = 3000
+STEPS: Final = 3500
 SEED: Final = 3
 PEAK_RATE: Final = 2e-3
 DECAY: Final = 0.05

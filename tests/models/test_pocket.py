@@ -97,6 +97,12 @@ def test_the_template_keeps_one_turn_of_history_and_ends_where_the_answer_begins
         ("split a big model over two macs", "run"),
         ("where are my settings", "config"),
         ("bash completion", "completion"),
+        ("will llama-3.3-70b fit on my machines?", "plan"),
+        ("make a plan.json", "plan"),
+        ("how do I run a benchmark", "bench"),
+        ("the gate says invalid", "bench"),
+        ("does exo support rdma?", "rdma-check"),
+        ("is rdma usable on Thunderbolt 4", "rdma-check"),
         ("What is the capital of France?", "run"),
     ],
 )
