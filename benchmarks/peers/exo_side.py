@@ -7,6 +7,7 @@ nothing of the other sides.
 
 import asyncio
 import json
+import os
 import random
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -30,8 +31,9 @@ from exo_cli.models.directory import ModelDirectory
 from exo_cli.schemas.plan import ModelRef, Plan
 from exo_cli.schemas.topology import Node
 from exo_cli.trust.keyring import KeyringSource
-from exo_cli.wire.loads import load_request
 from tests.support import cluster
+
+NUMERICS: Final = os.environ.get("EXO_NUMERICS", "fast")
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,10 +145,10 @@ async def _chain(spec: Spec, nodes: list[Node], source: KeyringSource) -> AsyncI
             spec.bounds[-1],
             source,
             weights_from=lambda node: f"127.0.0.1:{share.port}",
+            numerics=NUMERICS,
         )
         chain = await stack.enter_async_context(Chain(addresses(stages, ()), source))
-        asked = load_request(plan, plan.replicas[0].stages[0], spec.bounds[-1])
-        yield Side(chain, stages, int(model.config["vocab_size"]), asked.numerics)
+        yield Side(chain, stages, int(model.config["vocab_size"]), NUMERICS)
 
 
 def _plan(spec: Spec, model: ModelDirectory, nodes: list[Node]) -> Plan:

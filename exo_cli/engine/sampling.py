@@ -127,6 +127,12 @@ def _fractions(array: mx.array) -> list[float]:
     return cast(list[float], array.tolist())
 
 
+def is_likeliest(sampling: Sampling) -> bool:
+    """Whether it is the likeliest token that is wanted, and no word on others."""
+    greedy = sampling.temperature < COLDEST and not sampling.logit_bias
+    return greedy and not _penalises(sampling) and sampling.logprobs < 1
+
+
 def _penalises(sampling: Sampling) -> bool:
     return sampling.repetition_penalty not in (0.0, 1.0) or bool(
         sampling.presence_penalty or sampling.frequency_penalty
