@@ -185,13 +185,18 @@ def share_of(text: str, option: str) -> float:
     return share
 
 
-def port_range(text: str, option: str) -> tuple[int, int]:
-    """`A-B` or one port; 0 means any free one."""
+def port_range(text: str, option: str, *, least: int = 1) -> tuple[int, int]:
+    """`A-B` or one port, `least` of them; 0 means any free ones."""
     match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text.strip())
     low = int(match[1]) if match else -1
     high = int(match[2]) if match and match[2] else low
     if match is None or not 0 <= low <= high < 65_536:
         raise UsageProblem(f"'{text}' are no ports for {option}", hint="Write them like 52500-52520.")
+    if low and high - low + 1 < least:
+        raise UsageProblem(
+            f"{option} {text} is too few: each loaded stage needs {least} ports",
+            hint="Write them like 52500-52520.",
+        )
     return low, high
 
 

@@ -150,7 +150,8 @@ def serve_shard(
     from exo_cli.cluster.interfaces import Choice, check_choice
     from exo_cli.cluster.node import NodeOptions
     from exo_cli.cluster.pairs import is_unix
-    from exo_cli.drive.plans import read_plan
+    from exo_cli.drive.plans import of_this_machine, read_plan
+    from exo_cli.fetch.stores import Stores
     from exo_cli.schemas.events import ReadyLine, StoppedLine, line
     from exo_cli.shard.cores import parse_cores
     from exo_cli.shard.server import ShardOptions, serve
@@ -171,7 +172,7 @@ def serve_shard(
     shard = ShardOptions(
         weights_dir=config.cache_dir() / "weights",
         memory_bytes=None if memory is None else size_bytes(memory, "--memory"),
-        data_ports=port_range(data_ports, "--data-ports"),
+        data_ports=port_range(data_ports, "--data-ports", least=2),
         threads=threads,
         cores=frozenset() if cores is None else parse_cores(cores, "--cores"),
         keep_alive_s=None if keep_alive is None else seconds_or_forever(keep_alive, "--keep-alive"),
@@ -181,6 +182,8 @@ def serve_shard(
     if print_unit is not None:
         output.write(_unit(print_unit, context))
         return 0
+    if shard.plan is not None:
+        shard = replace(shard, plan=of_this_machine(shard.plan, Stores(shard.weights_dir)))
     source = KeyringSource(insecure)
     if insecure:
         output.warning(INSECURE_WARNING)

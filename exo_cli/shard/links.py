@@ -25,7 +25,7 @@ from exo_cli.wire.tls import client_context, server_context
 
 GREETING_S: Final = 10.0
 STRANGERS: Final = 32
-"""Connections that may be on their way through the greeting; more are closed at once."""
+"""Connections that may be on their way through the greeting; with one more the oldest is closed."""
 
 
 async def go_to(to: Address, role: int, us: pb.Hello, leaf: Leaf) -> Pipe:
@@ -97,7 +97,8 @@ class Door:
         self._admit = admit
         self._listening: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers = 0
+        self._strangers: dict[asyncio.Task[None], None] = {}
+        """Whose greeting is under way, the oldest first."""
 
     def listen(self, hosts: Sequence[str], port: int) -> None:
         """On all of these; raises OSError and listens on none."""
@@ -118,12 +119,16 @@ class Door:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for each in self._listening:
+            if each.family == socket.AF_UNIX:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(each.getsockname())
             each.close()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _serve(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -134,14 +139,19 @@ class Door:
                 # Out of descriptors, most likely: what runs goes on, and the next one may be let in.
                 await asyncio.sleep(1)
                 continue
-            if self._strangers >= STRANGERS:
-                sock.close()
-                continue
-            self._strangers += 1
-            self._spawn(self._let_in(sock))
+            if len(self._strangers) >= STRANGERS:
+                # Not the new one: who only sits there would keep us out for as long as it likes.
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.cancel()
+            task = self._spawn(self._let_in(sock))
+            self._strangers[task] = None
+            task.add_done_callback(lambda done: self._strangers.pop(done, None))
+            await asyncio.sleep(0)  # it begins, so that it closes what it was given
 
     async def _let_in(self, sock: socket.socket) -> None:
         pipe: Pipe | None = None
+        admitted = False
         try:
             async with asyncio.timeout(GREETING_S):
                 pipe = await secured(tuned(sock), self._context)
@@ -151,7 +161,7 @@ class Door:
                 ready = self._greet(said.start)
             pipe.send(pb.Up(ready=ready).SerializeToString())
             self._admit(pipe, said.start.role)
-            return
+            admitted = True
         except ExoError as error:
             if pipe is not None:
                 refused = translate.refused(0, 0, error, self._node_name)
@@ -159,8 +169,8 @@ class Door:
         except (TimeoutError, OSError, DecodeError):
             pass  # a stranger, or one of us that went away
         finally:
-            self._strangers -= 1
-        sock.close()
+            if not admitted:
+                sock.close()
 
 
 def _listening(host: str, port: int) -> socket.socket:

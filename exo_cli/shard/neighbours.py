@@ -5,15 +5,19 @@ Lives on the event loop's thread. Knows nothing of what requests are.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from exo_cli.errors import ExoError
 from exo_cli.shard.links import go_to
 from exo_cli.shard.ring import Address, Call, Ring
 from exo_cli.trust.authority import Leaf
 from exo_cli.wire import exo_pb2 as pb
-from exo_cli.wire.pipe import Pipe
+from exo_cli.wire.pipe import Pipe, Stranger
+
+SOAK_EVERY_S: Final = 0.002
+"""A buffer of the kernel's holds what comes in so long a time."""
 
 
 class Listener(Protocol):
@@ -34,16 +38,21 @@ class Neighbours:
     """The ring's owner, and the way to the ring for everybody on this thread."""
 
     def __init__(
-        self, call: Callable[[Call], None], loop: asyncio.AbstractEventLoop, us: pb.Hello, leaf: Leaf
+        self,
+        call: Callable[[Call], None],
+        loop: asyncio.AbstractEventLoop,
+        us: pb.Hello,
+        leaves: Sequence[Leaf],
     ) -> None:
         self._call = call
         self._loop = loop
         self._us = us
-        self._leaf = leaf
+        self._leaves = leaves
         self._ring: Ring
         self._listener: Listener
         self._going: set[asyncio.Task[None]] = set()
         self._open: set[Pipe] = set()
+        self._soaking: set[Pipe] = set()
 
     def begin(self, ring: Ring, listener: Listener) -> None:
         self._ring, self._listener = ring, listener
@@ -63,13 +72,20 @@ class Neighbours:
 
     async def _go(self, to: Address, role: int) -> None:
         try:
-            pipe = await go_to(to, role, self._us, self._leaf)
+            pipe = await self._greeted(to, role)
         except ExoError as error:
             reason = error.message
             self._in_ring(lambda ring: ring.miss(to, reason))
             return
         self._keep(pipe)
         self._in_ring(lambda ring: ring.attach(to, pipe))
+
+    async def _greeted(self, to: Address, role: int) -> Pipe:
+        """A stage that was loaded before a rotation knows one key of ours and not the other."""
+        for leaf in self._leaves[:-1]:
+            with contextlib.suppress(Stranger):
+                return await go_to(to, role, self._us, leaf)
+        return await go_to(to, role, self._us, self._leaves[-1])
 
     def admit(self, pipe: Pipe, role: int) -> None:
         """A neighbour came, and was greeted."""
@@ -87,6 +103,18 @@ class Neighbours:
                 self._loop.remove_writer(pipe.fileno())
             else:
                 self._loop.add_writer(pipe.fileno(), self._flush, pipe)
+
+    def soak(self, pipe: Pipe) -> None:
+        """While the engine's thread computes, what comes meanwhile is taken in here."""
+        if pipe not in self._soaking:
+            self._soaking.add(pipe)
+            self._soak(pipe)
+
+    def _soak(self, pipe: Pipe) -> None:
+        if pipe in self._open and pipe.soak():
+            self._loop.call_later(SOAK_EVERY_S, self._soak, pipe)
+        else:
+            self._soaking.discard(pipe)
 
     def done_with(self, pipe: Pipe) -> None:
         if pipe in self._open:

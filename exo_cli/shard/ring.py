@@ -5,6 +5,7 @@ What is said to a neighbour goes through here in one order, whatever it is. Know
 of how a connection is made.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,11 @@ LINK_BYTES: Final = 2 * frames.MAX_FRAME_BYTES
 """What may wait for a stage that does not read: the largest frame, and some."""
 ANSWER_BYTES: Final = 4 << 20
 """The same for the stage before, to which only answers go."""
+BACKLOG: Final = 256
+"""What may be said at once to the event loop's thread without looking whether it takes it."""
+CATCH_UP_S: Final = 1.0
+SOAK_FROM_BYTES: Final = 256 << 10
+"""Frames of this size take a while: what is sent behind them does not wait for us to be done."""
 
 Address = tuple[str, str]
 """Where a stage is reached, and its id."""
@@ -57,6 +63,9 @@ class Owner(Protocol):
 
     def traced(self, traces: Sequence[pb.Trace]) -> None:
         """Steps of ours, for whoever asked for them."""
+
+    def soak(self, pipe: Pipe) -> None:
+        """We compute and do not read for a while."""
 
     def done_with(self, pipe: Pipe) -> None:
         """Nobody reads or writes it any more."""
@@ -93,6 +102,8 @@ class Ring:
         self._first = first
         self._out: dict[Address, _Out] = {}
         self._pipes: dict[Pipe, _Out | _In] = {}
+        self._unheard: list[Pipe] = []
+        """Of these there is something to hear of which their sockets do not tell."""
         self._next: Address | None = None
         self._begin: Address | None = None
 
@@ -106,7 +117,8 @@ class Ring:
     def attach(self, to: Address, pipe: Pipe) -> None:
         """The way there is open: what waited goes first."""
         link = self._out.get(to)
-        if link is None:
+        if link is None or link.pipe is not None:
+            # Given up meanwhile, and maybe gone to once more.
             self._post(self._owner.done_with, pipe)
             return
         link.pipe = pipe
@@ -128,7 +140,7 @@ class Ring:
         self._pipes[pipe] = whose
         self.inbox.watch(pipe)
         # What came with the greeting will not show as something to read.
-        self.inbox.put(lambda stage: self._hear(pipe, stage))
+        self._unheard.append(pipe)
 
     def _drop(self, pipe: Pipe, reason: str) -> None:
         whose = self._pipes.pop(pipe, None)
@@ -208,16 +220,12 @@ class Ring:
 
     def wait(self, timeout_s: float | None) -> list[Call]:
         """What there is to do now: what other threads ask for first, then what came."""
-        calls, ready = self.inbox.wait(timeout_s)
+        calls, ready = self.inbox.wait(0 if self._unheard else timeout_s)
+        ready = list(dict.fromkeys([*self._unheard, *ready]))
+        self._unheard = []
         for pipe in ready:
             calls += self._heard(pipe)
         return calls
-
-    def _hear(self, pipe: Pipe, stage: StageCore[Any]) -> list[Effect]:
-        effects: list[Effect] = []
-        for call in self._heard(pipe):
-            effects += call(stage)
-        return effects
 
     def _heard(self, pipe: Pipe) -> list[Call]:
         """What a neighbour said, as calls; a stream that ends or makes no sense is dropped."""
@@ -226,11 +234,16 @@ class Ring:
             return []
         calls: list[Call] = []
         try:
-            for data in pipe.receive():
+            messages = pipe.receive()
+            for data in messages:
                 if isinstance(whose, _Out):
                     self._post(self._owner.answer, pb.Up.FromString(data))
                 elif (call := self._said(pipe, whose, data)) is not None:
                     calls.append(call)
+            if pipe.has_more:
+                self._unheard.append(pipe)
+            if len(messages) - len(calls) > BACKLOG:
+                self._catch_up()
         except PipeEnded as ended:
             self._drop(pipe, ended.message)
         except DecodeError:
@@ -238,6 +251,12 @@ class Ring:
         except BadData as error:
             self._refuse(pipe, error)
         return calls
+
+    def _catch_up(self) -> None:
+        """Read no further before the event loop took what it was given: who sends so much has to wait."""
+        taken = threading.Event()
+        self._post(taken.set)
+        taken.wait(CATCH_UP_S)
 
     def _refuse(self, pipe: Pipe, error: BadData) -> None:
         """The stream is of no use: say why, and end it."""
@@ -270,7 +289,15 @@ class Ring:
 
         def run(stage: StageCore[Any]) -> list[Effect]:
             self.tracer.arrived(received_ns, size)
-            return self._run(stage, pipe, frame)
+            if frame.tensor is None or len(frame.tensor.data) < SOAK_FROM_BYTES:
+                return self._run(stage, pipe, frame)
+            pipe.let_soak(True)
+            self._post(self._owner.soak, pipe)
+            try:
+                return self._run(stage, pipe, frame)
+            finally:
+                pipe.let_soak(False)
+                self._unheard.append(pipe)
 
         return run
 

@@ -57,6 +57,8 @@ class EngineThread(Generic[Facts]):
             if core is not None:
                 self.serve(core)
         except Exception:  # noqa: BLE001 - the edge of the thread: the process must not live on without its engine
+            if self._loop.is_closed():
+                return  # the process is at its end, and nobody is left to tell
             import traceback
 
             traceback.print_exc()

@@ -101,7 +101,7 @@ async def serve(start: Start) -> int:
         reach=translate.Reach(unix=is_unix(start.hosts[0]), private_only=start.private_only),
     )
     us = hello(start.node_id, start.boot)
-    beside = Neighbours(engine.call, loop, us, leaves[0])
+    beside = Neighbours(engine.call, loop, us, leaves)
     flows = StageFlows(facts, beside, engine.call, engine.backlog)
     ring = Ring(
         beside,

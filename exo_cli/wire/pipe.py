@@ -1,8 +1,9 @@
 """One TLS connection that carries messages: each with its length before it, whole or not at all.
 
-Encrypting, decrypting and reading belong to one thread at a time, which is never made to wait; what the
-other side does not take at once goes out by `flush`, from any thread. The socket and the TLS are apart,
-so that no lock is held while bytes travel. Knows nothing of what the messages mean.
+Encrypting, decrypting and receiving belong to one thread at a time, which is never made to wait; what the
+other side does not take at once goes out by `flush`, from any thread, and while that one thread is busy any
+other may `soak` up what arrives. The socket and the TLS are apart, so that no lock is held while bytes are
+sealed or opened. Knows nothing of what the messages mean.
 """
 
 import asyncio
@@ -22,7 +23,9 @@ HANDSHAKE_S: Final = 10.0
 _LENGTH: Final = struct.Struct("!I")
 _CHUNK_BYTES: Final = 256 * 1024
 _TURN_BYTES: Final = 32 << 20
-"""The most that is read in one go: there are others who wait."""
+"""The most that is read in one go: there are others who wait. So much may be soaked up, too."""
+_TURN_MESSAGES: Final = 1024
+"""The same in messages: no more is read once so many are there."""
 # A machine that lost its power says no goodbye: 12 s, as gRPC's connections are given.
 _KEEPALIVE: Final = (
     ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
@@ -39,6 +42,10 @@ class PipeEnded(Unavailable):
     """The other side is gone, or said something that is no message."""
 
 
+class Stranger(PipeEnded):
+    """The other side is of another cluster, or of this one under another key."""
+
+
 class Pipe:
     """One connection, after its handshake."""
 
@@ -51,6 +58,10 @@ class Pipe:
         self._outgoing = outgoing
         self._read = bytearray()
         self._whole: deque[bytes] = deque()
+        self._reading = threading.Lock()
+        self._soaked: deque[bytes | OSError] = deque()
+        self._soaked_bytes = 0
+        self._soaking = False
         self._lock = threading.Lock()
         self._waiting: deque[memoryview] = deque()
         self._ended: str | None = None
@@ -62,11 +73,19 @@ class Pipe:
     def fileno(self) -> int:
         return self._sock.fileno()
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something to `receive`, maybe the end, of which the socket will not tell."""
+        return self._ended is not None or bool(self._soaked)
+
     # -- out -------------------------------------------------------------------------------------
 
     def send(self, message: bytes) -> None:
         """Send as much as can be sent now; the rest waits for `flush`."""
-        self._tls.write(_LENGTH.pack(len(message)) + message)
+        try:
+            self._tls.write(_LENGTH.pack(len(message)) + message)
+        except ssl.SSLError:
+            return  # what came was no TLS and ended it: who reads hears it, as below
         self._give(self._outgoing.read())
 
     def _give(self, data: bytes) -> None:
@@ -117,17 +136,52 @@ class Pipe:
         return found
 
     def _fill(self) -> None:
-        for _ in range(_TURN_BYTES // _CHUNK_BYTES):
+        taken = 0
+        while taken < _TURN_BYTES and len(self._whole) < _TURN_MESSAGES:
             try:
-                data = self._sock.recv(_CHUNK_BYTES)
+                data, was_soaked = self._pull()
             except BlockingIOError:
                 return
             except OSError as error:
                 self._ended = f"the connection broke: {error.strerror or error}"
                 return
             self._feed(data)
-            if self._ended is not None or len(data) < _CHUNK_BYTES:
+            taken += len(data)
+            if self._ended is not None or (len(data) < _CHUNK_BYTES and not was_soaked):
                 return
+
+    def _pull(self) -> tuple[bytes, bool]:
+        """What came next, and whether it was soaked up before."""
+        with self._reading:
+            if not self._soaked:
+                return self._sock.recv(_CHUNK_BYTES), False
+            data = self._soaked.popleft()
+            if isinstance(data, OSError):
+                raise data
+            self._soaked_bytes -= len(data)
+            return data, True
+
+    def let_soak(self, on: bool) -> None:
+        """Whether others may `soak`; whoever ends it must `receive` then: the socket tells of none of it."""
+        with self._reading:
+            self._soaking = on
+
+    def soak(self) -> bool:
+        """Take what has arrived off the socket and keep it for `receive`; False: no more is to be kept."""
+        with self._reading:
+            while self._soaking and self._soaked_bytes < _TURN_BYTES:
+                try:
+                    data = self._sock.recv(_CHUNK_BYTES)
+                except BlockingIOError:
+                    return True
+                except OSError as error:
+                    self._soaked.append(error)
+                    return False
+                if not data:
+                    return False  # the socket says so again
+                self._soaked.append(data)
+                self._soaked_bytes += len(data)
+            return False
 
     def _feed(self, data: bytes) -> None:
         """Take what came from the socket."""
@@ -222,7 +276,7 @@ async def secured(sock: socket.socket, context: ssl.SSLContext, *, name: str | N
     except ssl.SSLError as error:
         with contextlib.suppress(OSError):
             sock.send(outgoing.read())  # why, in TLS's own words: the other side need not wait
-        raise PipeEnded(f"it is not of this cluster: {error.reason or error}") from error
+        raise Stranger(f"it is not of this cluster: {error.reason or error}") from error
     except OSError as error:
         raise PipeEnded(f"the connection broke: {error.strerror or error}") from error
     pipe.decrypt()

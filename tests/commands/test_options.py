@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exo_cli.commands import options
-from exo_cli.commands.options import peers, seconds, seconds_or_forever
+from exo_cli.commands.options import peers, port_range, seconds, seconds_or_forever
 from exo_cli.errors import Unavailable, UsageProblem
 
 
@@ -49,6 +49,25 @@ def test_a_duration_or_for_ever() -> None:
 @given(st.integers(0, 10**6), st.sampled_from(["ms", "s", "m", "h"]))
 def test_a_duration_grows_with_its_number(number: int, unit: str) -> None:
     assert seconds(f"{number}{unit}", "--for") < seconds(f"{number + 1}{unit}", "--for")
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "expected"),
+    [("0", 2, (0, 0)), ("7000", 1, (7000, 7000)), ("7000-7001", 2, (7000, 7001)), (" 1-65535 ", 2, (1, 65535))],
+)
+def test_ports(text: str, least: int, expected: tuple[int, int]) -> None:
+    assert port_range(text, "--data-ports", least=least) == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "7001-7000", "65536", "1-2-3", "1,2", "٣"])
+def test_what_are_no_ports(text: str) -> None:
+    with pytest.raises(UsageProblem, match="are no ports for --data-ports"):
+        port_range(text, "--data-ports")
+
+
+def test_too_few_ports_are_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UsageProblem, match="--data-ports 7000 is too few: each loaded stage needs 2"):
+        port_range("7000", "--data-ports", least=2)
 
 
 def test_addresses_are_taken_as_they_are_and_each_once() -> None:

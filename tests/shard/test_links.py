@@ -2,24 +2,29 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from exo_cli.cluster.ports import free_port
-from exo_cli.engine.core import StageCore
+from exo_cli.engine.core import Open, StageCore, Token
 from exo_cli.engine.scheduler import Scheduler
 from exo_cli.errors import BadData, ExoError
+from exo_cli.schemas.sampling import Sampling
 from exo_cli.shard import links as subject
 from exo_cli.shard import ring as rings
 from exo_cli.shard.links import Door, go_to
 from exo_cli.shard.neighbours import Neighbours
 from exo_cli.shard.ring import Address, Ring
 from exo_cli.shard.thread import EngineThread
-from exo_cli.trust.authority import issue_leaf
+from exo_cli.trust.authority import Leaf, issue_leaf
 from exo_cli.trust.keyring import ClusterKey
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.hello import hello
@@ -49,6 +54,7 @@ class Side:
 
     beside: Neighbours
     port: int
+    core: StageCore[Any]
     lost_: "asyncio.Queue[tuple[Address, str]]" = field(default_factory=asyncio.Queue)
     left_: "asyncio.Queue[Pipe]" = field(default_factory=asyncio.Queue)
     took: "asyncio.Queue[tuple[Pipe, pb.Down]]" = field(default_factory=asyncio.Queue)
@@ -81,17 +87,21 @@ def greet(start: pb.FlowStart) -> pb.FlowReady:
 
 
 @asynccontextmanager
-async def side() -> AsyncIterator[Side]:
+async def side(compute: HashCompute | None = None, leaves: Sequence[Leaf] = (LEAF,)) -> AsyncIterator[Side]:
     loop = asyncio.get_running_loop()
     core: StageCore[Any] = StageCore(
-        HashCompute(), 1 << 20, first=False, last=True, scheduler=Scheduler(stages=2, chunk_tokens=8)
+        compute or HashCompute(),
+        1 << 20,
+        first=False,
+        last=True,
+        scheduler=Scheduler(stages=2, chunk_tokens=8),
     )
     engine = _Thread(lambda: (core, None), loop)
-    beside = Neighbours(engine.call, loop, hello(), LEAF)
-    made = Side(beside, free_port())
+    beside = Neighbours(engine.call, loop, hello(), leaves)
+    made = Side(beside, free_port(), core)
     ring = Ring(beside, loop.call_soon_threadsafe, node_name="n", stage_id="s", first=False)
     beside.begin(ring, made)
-    door = Door([LEAF], "n", greet, beside.admit)
+    door = Door(leaves, "n", greet, beside.admit)
     door.listen(["127.0.0.1"], made.port)
     engine.begin(ring, lambda effects: None)
     await engine.ready
@@ -114,6 +124,11 @@ def run(main: Callable[[Side, Side], Any]) -> None:
             await main(one, other)
 
     asyncio.run(asyncio.wait_for(begin(), 60))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - it looks at what threads and the kernel do
+        await asyncio.sleep(0.001)
 
 
 def test_what_is_said_before_the_way_is_open_goes_first() -> None:
@@ -239,6 +254,148 @@ def test_strangers_at_the_door_are_sent_away(said: bytes) -> None:
                 one.lost_.get_nowait()
                 one.beside.send(other.address, PREVIOUS, CANCEL)
             await asyncio.sleep(0.01)
+
+    run(main)
+
+
+def test_strangers_who_only_sit_there_keep_nobody_out() -> None:
+    async def main(one: Side, other: Side) -> None:
+        with ExitStack() as stack:
+            for _ in range(2 * subject.STRANGERS):
+                stack.enter_context(socket.create_connection(("127.0.0.1", other.port)))
+            one.beside.send(other.address, PREVIOUS, CANCEL)
+            await other.took.get()
+            assert one.lost_.empty()
+
+    run(main)
+
+
+def test_who_says_nonsense_after_its_last_words_is_dropped_at_once() -> None:
+    async def main(_: Side, other: Side) -> None:
+        pipe = await go_to(other.address, PREVIOUS, hello(), LEAF)
+        one = CANCEL.SerializeToString()
+        pipe.send(one)
+        came, _message = await other.took.get()
+        pipe._tls.write(struct.pack("!I", len(one)) + one + struct.pack("!I", 1 << 31))
+        pipe._give(pipe._outgoing.read())
+        # It says no more and does not go.
+        await other.took.get()
+        assert await other.left_.get() is came
+        pipe.close()
+
+    run(main)
+
+
+def test_who_says_more_than_the_event_loop_takes_has_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    caught_up: list[int] = []
+
+    async def main(_: Side, other: Side) -> None:
+        monkeypatch.setattr(rings, "BACKLOG", 3)
+        real = Ring._catch_up
+
+        def catch_up(ring: Ring) -> None:
+            real(ring)
+            caught_up.append(other.took.qsize())
+
+        monkeypatch.setattr(Ring, "_catch_up", catch_up)
+        pipe = await go_to(other.address, PREVIOUS, hello(), LEAF)
+        one = CANCEL.SerializeToString()
+        pipe._tls.write(200 * (struct.pack("!I", len(one)) + one))
+        pipe._give(pipe._outgoing.read())
+        await until(lambda: bool(caught_up))
+        # All that was given to the loop was taken when the thread went on.
+        assert caught_up[0] > rings.BACKLOG
+        await until(lambda: other.took.qsize() == 200)
+        pipe.close()
+
+    run(main)
+
+
+class _Slow(HashCompute):
+    """Computes until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def run_last(self, *_: Any) -> list[Token | None]:
+        self.begun.set()
+        assert self.go_on.wait(20)
+        return [None]
+
+
+def test_what_comes_while_a_stage_computes_is_taken_off_the_socket() -> None:
+    compute = _Slow()
+    opened = Open(request=1, epoch=1, prompt=(1,) * 3000, sampling=Sampling(), max_tokens=1)
+
+    def frame(step: int) -> pb.Down:
+        tensor = pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=[1000, 1000], data=bytes(4_000_000))
+        part = pb.Part(request=1, epoch=1, position=1000 * (step - 1), n=1000)
+        return pb.Down(frame=pb.Frame(step=step, parts=[part], tokens=[1] * 1000, tensor=tensor))
+
+    async def main() -> None:
+        async with side() as one, side(compute) as other:
+            assert other.core.open(opened)
+            other.beside.lead([one.address, other.address], 1)
+            pipe = await go_to(other.address, PREVIOUS, hello(), LEAF)
+            pipe.send(frame(1).SerializeToString())
+            await until(lambda: pipe.flush() and compute.begun.is_set())
+            for step in (2, 3):
+                pipe.send(frame(step).SerializeToString())
+            pipe.send(CANCEL.SerializeToString())
+            await until(pipe.flush)
+            (kept,) = other.beside._open
+            await until(lambda: kept._soaked_bytes > 8_000_000)
+            compute.go_on.set()
+            # All of it is heard afterwards, without another byte.
+            await other.took.get()
+            await until(lambda: other.core.steps == 3)
+            pipe.close()
+            assert await other.left_.get() is kept
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_stages_from_before_and_from_within_a_rotation_reach_each_other() -> None:
+    new = issue_leaf(ClusterKey(bytes(range(1, 33))))
+
+    async def main() -> None:
+        async with side() as older, side(leaves=(new, LEAF)) as newer, side(leaves=(new,)) as newest:
+            for one, other in ((older, newer), (newer, older), (newer, newest), (newest, newer)):
+                one.beside.send(other.address, PREVIOUS, CANCEL)
+                await other.took.get()
+                assert one.lost_.empty()
+            older.beside.send(newest.address, PREVIOUS, CANCEL)
+            assert "not of this cluster" in (await older.lost_.get())[1]
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_socket_of_the_file_system_is_gone_when_its_door_is() -> None:
+    async def main(place: Path) -> None:
+        kept: list[Pipe] = []
+        door = Door([LEAF], "n", greet, lambda pipe, role: kept.append(pipe))
+        (place / "node:7").touch()  # of one that was killed
+        door.listen([f"unix:{place}/node"], 7)
+        pipe = await go_to((f"unix:{place}/node:7", "s"), PREVIOUS, hello(), LEAF)
+        await door.close()
+        for each in (pipe, *kept):
+            each.close()
+
+    with TemporaryDirectory() as short:  # such a name has a hundred bytes at most
+        asyncio.run(asyncio.wait_for(main(Path(short)), 30))
+        assert list(Path(short).iterdir()) == []
+
+
+def test_of_two_ways_to_a_stage_the_second_is_closed() -> None:
+    async def main(one: Side, other: Side) -> None:
+        one.beside.send(other.address, PREVIOUS, CANCEL)
+        first, _ = await other.took.get()
+        one.beside.connect(other.address, PREVIOUS)
+        assert await other.left_.get() is not first
+        one.beside.send(other.address, PREVIOUS, CANCEL)
+        assert (await other.took.get())[0] is first
+        assert one.lost_.empty()
 
     run(main)
 

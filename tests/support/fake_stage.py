@@ -138,7 +138,7 @@ async def start_stage(me: Self, source: KeyringSource, request: pb.LoadRequest, 
     )
     leaf, loop, who = issue_leaf(source.current().primary), asyncio.get_running_loop(), me.identity
     engine = _Thread(lambda: (core, None), loop)
-    beside = Neighbours(engine.call, loop, hello(who.node_id, who.boot), leaf)
+    beside = Neighbours(engine.call, loop, hello(who.node_id, who.boot), [leaf])
     facts = StageFacts(stage_id, who.node_id, who.name, who.boot, first, last)
     flows = StageFlows(facts, beside, engine.call)
     ring = Ring(beside, loop.call_soon_threadsafe, node_name=who.name, stage_id=stage_id, first=first)

@@ -184,6 +184,83 @@ def test_the_first_words_may_come_with_the_end_of_the_handshake() -> None:
     run(main)
 
 
+def test_who_answers_somebody_that_speaks_no_tls_any_more_is_not_harmed() -> None:
+    async def main(one: Pipe, other: Pipe) -> None:
+        one.send(b"a question")
+        one._sock.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+        while not other.has_more:
+            assert other.receive() in ([], [b"a question"])
+        other.send(b"an answer")
+        with pytest.raises(PipeEnded, match="what is no message"):
+            other.receive()
+
+    run(main)
+
+
+def test_what_is_soaked_up_is_received_in_its_order() -> None:
+    messages = [os.urandom(1000 * number) for number in range(1, 80)]
+
+    async def main(one: Pipe, other: Pipe) -> None:
+        found: list[bytes] = []
+        other.let_soak(True)
+        for number, message in enumerate(messages):
+            one.send(message)
+            if number % 3:
+                while not one.flush() or number % 2:
+                    assert other.soak()
+                    number += 1
+            else:
+                found += other.receive()
+        other.let_soak(False)
+        while len(found) < len(messages):
+            one.flush()
+            found += other.receive()
+        assert found == messages
+        assert not other.has_more
+
+    run(main)
+
+
+def test_what_is_soaked_up_is_bounded_and_only_while_that_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subject, "_TURN_BYTES", 1_000_000)
+
+    async def main(one: Pipe, other: Pipe) -> None:
+        one.send(bytes(5_000_000))
+        assert not other.soak()
+        assert not other.has_more
+        other.let_soak(True)
+        while other.soak():
+            one.flush()
+        assert 1_000_000 <= other._soaked_bytes < 1_000_000 + subject._CHUNK_BYTES
+        assert await received(other, 1, one) == [bytes(5_000_000)]
+        one.receive()  # a socket that is closed with something unread is reset
+        one.close()
+        # The end is found by who receives.
+        while other.soak():
+            pass
+        with pytest.raises(PipeEnded, match="ended the stream"):
+            await received(other, 1)
+
+    run(main)
+
+
+def test_so_many_messages_are_read_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(subject, "_TURN_MESSAGES", 10)
+
+    async def main(one: Pipe, other: Pipe) -> None:
+        for number in range(500):
+            one.send(b"%d" % number)
+        found = other.receive()
+        assert 10 <= len(found) < 100
+        found += await received(other, 500 - len(found), one)
+        assert found == [b"%d" % number for number in range(500)]
+
+    run(main)
+
+
 @pytest.mark.parametrize("whose", ["the client's", "the server's"])
 def test_a_stranger_is_not_let_in(whose: str) -> None:
     async def main() -> None:
