@@ -13,6 +13,7 @@ from exo_cli.commands import (
     completion,
     config,
     discover,
+    fetch,
     help,
     key,
     plan,
@@ -62,6 +63,7 @@ def root(
       exo serve-shard            on every machine: announce it, wait for work
       exo discover               who is there, how fast, over which links
       exo plan MODEL             how it would be split, whether it fits, how fast
+      exo fetch MODEL            only the bytes each machine needs, each of them once
       exo run MODEL "Hello"      run a model on the nodes that answer, or here
       exo bench MODEL            how fast that is, and whether the tokens are right
       exo rdma-check             why the fast link is or is not usable
@@ -75,6 +77,7 @@ for module in (
     serve_shard,
     discover,
     plan,
+    fetch,
     run_verb,
     bench,
     ps,

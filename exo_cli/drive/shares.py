@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from exo_cli.cluster.pairs import is_unix, join_endpoint, split_endpoint
 from exo_cli.cluster.ports import is_free
 from exo_cli.errors import SystemFailure
+from exo_cli.fetch.serve_weights import Shelf
 from exo_cli.fetch.share import LocalShare
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.schemas.topology import Node
@@ -19,9 +20,9 @@ from exo_cli.trust.keyring import KeyringSource
 class Shares:
     """One little server for each of our addresses that a node needs; an asynchronous context manager."""
 
-    def __init__(self, source: KeyringSource, directory: ModelDirectory, ports: tuple[int, int]) -> None:
+    def __init__(self, source: KeyringSource, what: ModelDirectory | Shelf, ports: tuple[int, int]) -> None:
         self._source = source
-        self._directory = directory
+        self._what = what
         self._ports = ports
         self._by_host: dict[str, LocalShare] = {}
         self._undo = AsyncExitStack()
@@ -46,7 +47,7 @@ class Shares:
     async def _started(self, host: str) -> LocalShare:
         taken: SystemFailure | None = None
         for port in self._candidates(host):
-            share = LocalShare(self._source, self._directory, hosts=(host,), port=port)
+            share = LocalShare(self._source, self._what, hosts=(host,), port=port)
             try:
                 return await self._undo.enter_async_context(share)
             except SystemFailure as error:

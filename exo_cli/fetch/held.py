@@ -13,7 +13,7 @@ from pathlib import Path
 
 from exo_cli.errors import BadData, InputOutput
 from exo_cli.fetch import pieces
-from exo_cli.fetch.names import CONFIG, MAX_SMALL_BYTES, SMALL_FILES, is_weights
+from exo_cli.fetch.names import CONFIG, MAX_SMALL_BYTES, SMALL_FILES, is_digest, is_weights
 from exo_cli.fetch.partial import Partial
 from exo_cli.fetch.pieces import Range
 from exo_cli.models.safetensors import shown
@@ -21,12 +21,14 @@ from exo_cli.models.safetensors import shown
 
 @dataclass(frozen=True, slots=True)
 class HeldFile:
-    """One file: `ranges` is what of it is there; `mark` tells the file from one that replaced it."""
+    """One file: `ranges` is what of it is there; `mark` tells the file from one that replaced it; `etag` is
+    the hub's name for the whole of it, where that is known."""
 
     name: str
     size: int
     ranges: Sequence[Range]
     mark: tuple[int, ...]
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def held_partial(store: Partial) -> Held:
             mark = mark_of(os.lstat(store.path / file.path))[:3]
         except OSError:
             continue
-        files[file.path] = HeldFile(file.path, file.size, file.ranges, mark)
+        files[file.path] = HeldFile(file.path, file.size, file.ranges, mark, file.etag)
     return Held(store.map.digest, store.map.name, store.map.revision, store.path, files)
 
 
@@ -115,4 +117,6 @@ def _whole(path: Path, name: str, roots: Sequence[str]) -> HeldFile | None:
         inside = any(os.path.commonpath([root, real]) == root for root in roots)
         if not inside or found.st_size > MAX_SMALL_BYTES:
             return None
-    return HeldFile(name, found.st_size, [(0, found.st_size)], mark)
+    # The hub's cache calls its files so.
+    real = os.path.basename(os.path.realpath(path / name)) if is_weights(name) else ""
+    return HeldFile(name, found.st_size, [(0, found.st_size)], mark, real if is_digest(real) else "")

@@ -1,21 +1,28 @@
 """Where a stage's weights are, for a node that was told to load them: here, or at somebody who has them.
 
-The places in order: this machine's stores, the driver that serves its own directory, the neighbours.
-Whatever is pulled lands in this machine's partial store. Knows nothing of engines, nor of hubs.
+The places in order: this machine's stores, the driver that serves its own directory, the neighbours, and
+last the hub, if the model is called as one of its repositories is. Whatever is pulled lands in this
+machine's partial store, or whole in the hub's cache. Knows nothing of engines.
 """
 
 import asyncio
-import ipaddress
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from exo_cli.errors import BadData, ExoError, NotFound, Unavailable
+from exo_cli.errors import BadData, ExoError, NotAuthorised, NotFound, TryAgain, Unavailable
+from exo_cli.fetch.aside import in_thread, on_loop
+from exo_cli.fetch.hub import HubModel
+from exo_cli.fetch.limit import Limit
+from exo_cli.fetch.meter import Moved
+from exo_cli.fetch.places import place_of
 from exo_cli.fetch.pull import Progress, Wanted, nothing, pull_stage, stage_here
 from exo_cli.fetch.ranges import stage_ranges
+from exo_cli.fetch.seek import is_offline, seek
 from exo_cli.fetch.stores import Stores
+from exo_cli.fetch.transfer import Pace
 from exo_cli.models.directory import ModelDirectory
-from exo_cli.models.safetensors import shown
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.channels import dial
@@ -60,6 +67,12 @@ class Locator:
             except (NotFound, Unavailable, BadData) as error:
                 # Another one may have it, or have it right.
                 tried.append(error)
+        try:
+            found = await self._from_hub(request, progress)
+            if found is not None:
+                return found
+        except (NotFound, NotAuthorised, Unavailable, TryAgain) as error:
+            tried.append(error)
         wrong = next((error for error in tried if isinstance(error, BadData)), None)
         if wrong is not None:
             raise wrong
@@ -70,6 +83,29 @@ class Locator:
             ),
             hint="Run exo where the model is, or copy its directory here.",
         )
+
+    async def _from_hub(self, request: pb.LoadRequest, progress: Progress) -> Path | None:
+        """What the stage needs, if the hub has the model of that digest under that name.
+
+        Not where a driver serves its own files: what it has need not come over the internet.
+        """
+        model, hub = request.model, self._stores.hub
+        sought = await asyncio.to_thread(seek, model.name, hub)
+        if request.weights_from or sought.repository is None or is_offline():
+            return None
+
+        def moved(how: Moved) -> None:
+            progress(how.done_bytes, how.total_bytes)
+
+        told = on_loop(moved)
+        layers = (request.first_layer, request.last_layer)
+
+        def bring(stopped: threading.Event) -> Path | None:
+            made = HubModel(sought, self._stores, Pace(stopped, Limit(None)), told)
+            seen = made.look(layers)
+            return made.bring(seen).path if seen.heads.digest == model.digest else None
+
+        return await in_thread(bring)
 
     def _places(self, request: pb.LoadRequest) -> list[tuple[str, str, int]]:
         driver = [_driver(request.weights_from)] if request.weights_from else []
@@ -84,13 +120,4 @@ class Locator:
 
 
 def _driver(endpoint: str) -> tuple[str, str, int]:
-    """The driver's address; a literal one, or this node would ask a name server on somebody's word."""
-    host, _, port = endpoint.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        host = ""
-    if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
-        raise BadData(f"{shown(endpoint)} is no address to fetch a model from")
-    return f"the driver at {endpoint}", host, int(port)
+    return (f"the driver at {endpoint}", *place_of(endpoint))

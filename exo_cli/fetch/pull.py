@@ -3,8 +3,8 @@
 First config.json and every header: they are compared with the digest that the plan names, before
 anything is written. After that a file's size, its tensors and their places are no longer the peer's
 word. Then the ranges, in streams side by side; each piece is on the disk and in the map before the next
-one of its stream, so that a process killed at any moment goes on where it was. Pieces that were pulled
-whole are compared with the digest that comes with them. Knows nothing of hubs, nor of which ranges a
+one of its stream, so that a process killed at any moment goes on where it was. Each piece, or what of it
+was asked for, is compared with the digest that comes with it. Knows nothing of hubs, nor of which ranges a
 stage needs.
 """
 
@@ -72,11 +72,11 @@ async def pull_stage(
         raise BadData(f"{shown(model.digest)} is no digest of a model")
     source = Source(channel, model, who, from_node or hello(), stall_s)
     async with _writing(weights, model) as writer:
-        directory = await asyncio.to_thread(_from_disk, writer)
+        directory = await asyncio.to_thread(from_disk, writer)
         listing = None
         if directory is None:
             listing = await source.listing()
-            await _write_small(source, listing, writer)
+            await write_small(source, listing, writer)
             directory = await asyncio.to_thread(ModelDirectory.open, writer.path)
             if directory.digest != model.digest:
                 raise Internal(f"{writer.path} does not hold the model that was written into it")
@@ -86,7 +86,7 @@ async def pull_stage(
         todo = sum(span.size for span in gaps)
         progress(total - todo, total)
         if gaps:
-            await asyncio.to_thread(_check_space, weights, todo)
+            await asyncio.to_thread(check_space, weights, todo)
             names = _their_names(directory, listing or await source.listing())
             await _Ranges(source, writer, names, directory, total, todo, progress).pull(gaps)
         return writer.path
@@ -129,15 +129,20 @@ class Source:
         self._me = me
         self._stall_s = stall_s
 
-    async def listing(self) -> Listing:
-        """The peer's files and headers; refused unless they are those of the model's digest."""
+    async def held(self) -> pb.HeldModel:
+        """What the peer has of the model now, by its own word."""
         with translated(self.who):
-            reply = await self._stub.Have(
+            reply: pb.HaveReply = await self._stub.Have(
                 pb.HaveRequest(hello=self._me, model=self._model), timeout=self._stall_s
             )
         held = next((each for each in reply.models if each.model.digest == self._model.digest), None)
         if held is None:
             raise NotFound(f"{self.who} does not have {self._model.name or 'this model'}")
+        return held
+
+    async def listing(self) -> Listing:
+        """The peer's files and headers; refused unless they are those of the model's digest."""
+        held = await self.held()
         sizes = check_listing(((file.path, file.size) for file in held.files), self.who)
         config = await self.read(CONFIG, 0, sizes[CONFIG], sizes[CONFIG])
         names = [name for name in sizes if is_weights(name)]
@@ -188,8 +193,7 @@ class Source:
                 data += message.data
                 at = stop
                 if at == piece[1] or at == end:
-                    if (begun, at) == piece:
-                        await asyncio.to_thread(self._check, name, begun, data, message.sha256)
+                    await asyncio.to_thread(self._check, name, begun, data, message.sha256)
                     yield begun, data
                     begun, data = at, bytearray()
         finally:
@@ -291,7 +295,7 @@ class _Ranges:
                 self._progress(self._done, self._total)
 
 
-async def _write_small(source: Source, listing: Listing, writer: PartialWriter) -> None:
+async def write_small(source: Source, listing: Listing, writer: PartialWriter) -> None:
     """Headers, config.json and the tokenizer's files; called with everything checked."""
     small = {CONFIG: listing.config}
     for name, size in listing.sizes.items():
@@ -305,7 +309,7 @@ async def _write_small(source: Source, listing: Listing, writer: PartialWriter) 
 
 
 def _keep_small(writer: PartialWriter, small: dict[str, bytes], listing: Listing) -> None:
-    _check_space(writer.path, sum(map(len, small.values())))
+    check_space(writer.path, sum(map(len, small.values())))
     # Whatever an earlier attempt left under other names or sizes is not mixed in.
     known = {file.path: file.size for file in writer.view.map.files}
     if any(listing.sizes.get(name) != size for name, size in known.items()):
@@ -318,7 +322,7 @@ def _keep_small(writer: PartialWriter, small: dict[str, bytes], listing: Listing
         writer.put(name, data)
 
 
-def _from_disk(writer: PartialWriter) -> ModelDirectory | None:
+def from_disk(writer: PartialWriter) -> ModelDirectory | None:
     """What is in the store already; emptied if somebody changed it beside us."""
     try:
         return _opened(writer.view)
@@ -357,7 +361,7 @@ def _checked(wanted: Sequence[tuple[str, int, int]], directory: ModelDirectory) 
     return pieces.merged(Span(*each) for each in wanted)
 
 
-def _check_space(path: Path, needed: int) -> None:
+def check_space(path: Path, needed: int) -> None:
     try:
         free = shutil.disk_usage(path).free
     except OSError as error:

@@ -7,17 +7,59 @@ understood goes to every stage whole. Knows no family of models.
 """
 
 import re
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from exo_cli.errors import BadData
 from exo_cli.fetch.pieces import Span, merged
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.models.safetensors import TensorInfo
 
+_LAYERS: Final = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _NUMBERED: Final = re.compile(r"(?P<stack>(?:[^.]*[^.0-9][^.]*\.)+)(?P<layer>\d{1,4})\.")
 _EMBEDDING: Final = frozenset(("embed_tokens", "wte", "tok_embeddings", "word_embeddings"))
 _HEAD: Final = frozenset(("lm_head", "embed_out"))
+
+
+def layers_in_model(config: Mapping[str, Any]) -> int:
+    """How many layers config.json says that there are."""
+    inner = config.get("text_config")
+    for settings in (config, inner if isinstance(inner, dict) else {}):
+        for key in _LAYERS:
+            found = settings.get(key)
+            if type(found) is int and found > 0:
+                return found
+    raise BadData(
+        "config.json does not say how many layers the model has", hint="exo looks for num_hidden_layers."
+    )
+
+
+def whole_files(directory: ModelDirectory) -> list[Span]:
+    """All bytes of the weights."""
+    return [Span(header.file, 0, header.size) for header in directory.files]
+
+
+def layers_covered(
+    directory: ModelDirectory, covers: Callable[[str, int, int], bool], count: int
+) -> list[tuple[int, int]]:
+    """The runs of layers, last ones excluded, that `covers` has every tensor of."""
+    stack = _main_stack(directory.tensors.values(), count)
+    if stack is None:
+        return []
+    lacking = {
+        _layer_in(tensor.name, stack)
+        for tensor in directory.tensors.values()
+        if not covers(tensor.file, tensor.start, tensor.end)
+    }
+    runs: list[tuple[int, int]] = []
+    for layer in range(count):
+        if layer in lacking:
+            continue
+        if runs and runs[-1][1] == layer:
+            runs[-1] = (runs[-1][0], layer + 1)
+        else:
+            runs.append((layer, layer + 1))
+    return runs
 
 
 def stage_ranges(directory: ModelDirectory, first: int, last: int, layers_in_model: int) -> list[Span]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from exo_cli.errors import NotFound
+from exo_cli.fetch import elsewhere
 from exo_cli.fetch.names import CONFIG
 from exo_cli.models import catalogue
 from exo_cli.models.safetensors import shown
@@ -55,11 +56,13 @@ def seek(name: str, hub: Path) -> Sought:
     spelled, _, revision = name.partition("@")
     row = catalogue.find(spelled)
     repository, revision = row.repository if row is not None else spelled, revision or MAIN
-    if not _is_repository(repository):
+    if not is_repository(repository):
         return Sought(name, None, tried=tried, hint=_hint(name))
     found, place = _snapshot(hub, repository, revision)
     if found is None:
         tried += (place,)
+        if revision == MAIN:
+            found = elsewhere.named(repository)
     # A bare word may lie in the cache from long ago, but nobody means to ask the hub for it.
     to_ask = repository if "/" in repository and _is_revision(revision) else None
     return Sought(name, found, to_ask, revision, tried, _hint(name))
@@ -68,6 +71,12 @@ def seek(name: str, hub: Path) -> Sought:
 def repository_folder(hub: Path, repository: str) -> Path:
     """Where the hub's cache keeps a repository."""
     return hub / (FOLDER + repository.replace("/", "--"))
+
+
+def is_offline() -> bool:
+    """Whether this user's settings keep the hub from being asked."""
+    values = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
 
 
 def is_commit(revision: str) -> bool:
@@ -123,7 +132,7 @@ def _what(path: Path) -> str:
     return "it is a file, not a directory" if os.path.exists(path) else "it is not there"
 
 
-def _is_repository(name: str) -> bool:
+def is_repository(name: str) -> bool:
     return _REPOSITORY.fullmatch(name) is not None and "--" not in name and ".." not in name
 
 

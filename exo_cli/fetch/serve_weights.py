@@ -1,8 +1,8 @@
 """Have and Weights: what this machine holds of a model, and bytes of it, for a neighbour.
 
 A file is opened only if Have listed it under that very name, never as the wire spells it. Bytes go in
-messages of 1 MiB that end where pieces end; the message that ends a piece carries the piece's digest,
-if the whole of it was asked for. Knows nothing of who may ask: the channel has seen to that.
+messages of 1 MiB that end where pieces end; the message that ends a piece, or all that was asked for,
+carries the digest of what of this piece was sent. Knows nothing of who may ask: the channel has seen to that.
 """
 
 import asyncio
@@ -97,15 +97,14 @@ async def weights(shelf: Shelf, request: pb.WeightsRequest) -> AsyncGenerator[pb
     held, file = await asyncio.to_thread(_asked_for, shelf, request)
     descriptor = await asyncio.to_thread(held.open, file)
     try:
-        digest = None
+        digest = hashlib.sha256()
         at, end = request.offset, request.offset + request.size
         for _, stop in pieces.cut(at, end, MESSAGE_BYTES):
-            piece = pieces.piece_of(stop, file.size)
-            if at == piece[0]:
-                digest = hashlib.sha256()
             data = await asyncio.to_thread(_read, descriptor, file, at, stop, digest)
-            whole = digest is not None and stop == piece[1]
-            yield pb.WeightsPiece(offset=at, data=data, sha256=digest.digest() if digest and whole else b"")
+            over = stop in (end, pieces.piece_of(stop, file.size)[1])
+            yield pb.WeightsPiece(offset=at, data=data, sha256=digest.digest() if over else b"")
+            if over:
+                digest = hashlib.sha256()
             at = stop
     finally:
         os.close(descriptor)
@@ -149,12 +148,20 @@ def _listed(held: Held, *, hashed: bool) -> pb.HeldModel:
             pb.FilePieces(
                 path=file.name,
                 size=file.size,
-                sha256=_sha256(held, file) if hashed and is_small(file.name) else "",
+                sha256=_named(held, file) if hashed else "",
                 map=pieces.bitmap(file.ranges, file.size),
+                edges=[edge for each in file.ranges for edge in each],
             )
             for file in held.files.values()
         ],
     )
+
+
+def _named(held: Held, file: HeldFile) -> str:
+    """The sha256 of a file: of a small one as it lies here, of weights as the hub told."""
+    if is_small(file.name):
+        return _sha256(held, file)
+    return file.etag if is_digest(file.etag) else ""
 
 
 def _sha256(held: Held, file: HeldFile) -> str:

@@ -12,7 +12,7 @@ import grpc.aio
 
 from exo_cli.errors import NotAuthorised, SystemFailure
 from exo_cli.fetch.held import held_directory
-from exo_cli.fetch.serve_weights import OneModel, WeightsServicer
+from exo_cli.fetch.serve_weights import OneModel, Shelf, WeightsServicer
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.trust.private import refuse_public
@@ -21,7 +21,7 @@ from exo_cli.wire.stubs import add_control
 
 
 class LocalShare:
-    """Serves a directory from `start` to `stop`; an asynchronous context manager does both.
+    """Serves a directory, or all of a shelf, from `start` to `stop`; as a context manager does both.
 
     Without a cluster key it listens on loopback only; with --insecure, on private addresses.
     """
@@ -29,21 +29,17 @@ class LocalShare:
     def __init__(
         self,
         source: KeyringSource,
-        directory: ModelDirectory,
+        what: ModelDirectory | Shelf,
         *,
         hosts: Sequence[str] = ("127.0.0.1",),
         port: int = 0,
     ) -> None:
         for host in hosts:
             _refuse(source, host)
-        self.digest = directory.digest
         self.port = 0
         self._server = grpc.aio.server(options=list(SERVER_OPTIONS), maximum_concurrent_rpcs=128)
         service = WeightsServicer()
-        weights = [header.file for header in directory.files]
-        service.shelf = OneModel(
-            held_directory(directory.path, directory.digest, weights, name=directory.path.name)
-        )
+        service.shelf = _one(what) if isinstance(what, ModelDirectory) else what
         add_control(service, self._server)
         self._source = source
         self._hosts = tuple(hosts)
@@ -75,6 +71,11 @@ class LocalShare:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+
+def _one(directory: ModelDirectory) -> OneModel:
+    weights = [header.file for header in directory.files]
+    return OneModel(held_directory(directory.path, directory.digest, weights, name=directory.path.name))
 
 
 def _refuse(source: KeyringSource, host: str) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from exo_cli import atomic
 from exo_cli.errors import ExoError
+from exo_cli.fetch import elsewhere
 from exo_cli.fetch.held import Held, held_directory, held_partial
 from exo_cli.fetch.names import CONFIG, INDEX, is_digest, is_weights
 from exo_cli.fetch.partial import Partial
@@ -44,8 +45,8 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A directory that may hold a model."""
+class Place:
+    """A directory that may hold a model; `within` is set where it belongs to the hub's cache."""
 
     path: Path
     name: str
@@ -74,6 +75,37 @@ class Stores:
         self._directories = directories
         self._guard = threading.Lock()
 
+    @property
+    def beside_the_hub(self) -> Path:
+        """Our store on the disk of the hub's cache: what ends there is not to fill another one first."""
+        return self.hub / ".exo"
+
+    @property
+    def roots(self) -> list[Path]:
+        """The directories that hold partial stores."""
+        return [self.weights, *([self.beside_the_hub] if os.path.isdir(self.beside_the_hub) else [])]
+
+    def root_for_hub(self) -> Path:
+        """Where what the hub's cache is to get is kept until it is whole."""
+        for path in (self.weights, self.hub):
+            with suppress(OSError):
+                path.mkdir(parents=True, exist_ok=True)
+        try:
+            same = os.stat(self.weights).st_dev == os.stat(self.hub).st_dev
+        except OSError:
+            same = True
+        return self.weights if same else self.beside_the_hub
+
+    def partials(self) -> list[Partial]:
+        """What lies in our own stores, whole or not."""
+        return list(self._own())
+
+    def places(self) -> list[Place]:
+        """The hub's cache, folders of other programs, directories that were named."""
+        with self._guard:
+            index = self._load()
+        return self._places(index)
+
     def find(self, digest: str) -> Path | None:
         """A directory that holds this model whole."""
         held = self.held(digest)
@@ -83,7 +115,8 @@ class Stores:
         """This model as it lies here: whole if it is somewhere, else the part in our own store."""
         if not is_digest(digest):
             return None
-        own = Partial.read(self.weights / digest)
+        parts = [part for root in self.roots if (part := Partial.read(root / digest)) is not None]
+        own = next((part for part in parts if part.is_complete), parts[0] if parts else None)
         if own is not None and own.is_complete:
             return held_partial(own)
         with closing(self._examined(digest)) as examined:
@@ -92,6 +125,11 @@ class Stores:
                     with suppress(ExoError):
                         return _held(place, known)
         return held_partial(own) if own is not None else None
+
+    def directories_of(self, digest: str) -> list[Path]:
+        """Every whole directory with this digest, but not our own stores."""
+        with closing(self._examined(digest)) as examined:
+            return [place.path for place, known in examined if known.digest == digest]
 
     def everything(self) -> list[Held]:
         """Every model of this machine, one entry a digest."""
@@ -123,7 +161,7 @@ class Stores:
             raise sought.missing()
         return sought.path
 
-    def _examined(self, digest: str | None) -> Generator[tuple[_Place, Known], None, None]:
+    def _examined(self, digest: str | None) -> Generator[tuple[Place, Known], None, None]:
         """Every place with its entry; the ones that the index gives this digest first, unread ones last."""
         with self._guard:
             index = self._load()
@@ -140,24 +178,24 @@ class Stores:
                 with self._guard:
                     self._save({**self._load(), **fresh})
 
-    def _places(self, index: dict[str, Known]) -> list[_Place]:
+    def _places(self, index: dict[str, Known]) -> list[Place]:
         places = {place.path: place for place in self._snapshots()}
-        for path in (*self._directories, *map(Path, index)):
-            if path not in places and path.parent != self.weights and os.path.isdir(path):
-                places[path] = _Place(path, path.name)
+        for path in (*self._directories, *elsewhere.models(), *map(Path, index)):
+            if path not in places and path.parent not in self.roots and os.path.isdir(path):
+                places[path] = Place(path, path.name)
         return list(places.values())
 
-    def _snapshots(self) -> Iterator[_Place]:
+    def _snapshots(self) -> Iterator[Place]:
         for folder in _children(self.hub):
             if not folder.name.startswith(FOLDER):
                 continue
             name = folder.name.removeprefix(FOLDER).replace("--", "/")
             for snapshot in _children(folder / "snapshots"):
                 if os.path.isdir(snapshot):
-                    yield _Place(snapshot, name, snapshot.name, folder / "blobs")
+                    yield Place(snapshot, name, snapshot.name, folder / "blobs")
 
     def _own(self) -> Iterator[Partial]:
-        for path in _children(self.weights):
+        for path in (each for root in self.roots for each in _children(root)):
             if is_digest(path.name):
                 store = Partial.read(path)
                 if store is not None:
@@ -185,7 +223,7 @@ class Stores:
             atomic.replace(self._index_path, msgspec.json.encode(Index(directories=there)) + b"\n")
 
 
-def _held(place: _Place, known: Known) -> Held:
+def _held(place: Place, known: Known) -> Held:
     assert known.digest is not None
     return held_directory(
         place.path,
@@ -197,7 +235,7 @@ def _held(place: _Place, known: Known) -> Held:
     )
 
 
-def _turn(index: dict[str, Known], place: _Place, digest: str | None) -> int:
+def _turn(index: dict[str, Known], place: Place, digest: str | None) -> int:
     known = index.get(str(place.path))
     if known is None:
         return 1

@@ -9,13 +9,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from exo_cli.cluster.describe import Self
 from exo_cli.cluster.measure import Turnstile
 from exo_cli.cluster.remote import FOREVER_MS
 from exo_cli.cluster.service import NodeService
 from exo_cli.errors import BadData, ExoError, TryAgain
+from exo_cli.fetch.node_fetch import NodeFetch
 from exo_cli.fetch.serve_weights import WeightsServicer
 from exo_cli.fetch.stores import Stores
 from exo_cli.models.random_model import RandomModel
@@ -37,6 +38,7 @@ _WIRE_DTYPES: Final[dict[int, WireDType]] = {
     pb.DTYPE_BFLOAT16: "bfloat16",
     pb.DTYPE_FLOAT16: "float16",
 }
+_NUMERICS: Final[dict[str, Literal["exact", "fast"]]] = {"": "exact", "exact": "exact", "fast": "fast"}
 _SAME_VERSION: Final = "Install the same version of exo on every machine."
 
 STATS_EVERY_MS = 200
@@ -60,6 +62,7 @@ class ShardService(WeightsServicer, NodeService):
     ) -> None:
         super().__init__(me, source, Turnstile(lambda: engines.busy))
         self.shelf = shelf
+        self._stores = shelf
         self._node = me
         self._source = source
         self._engines = engines
@@ -208,6 +211,7 @@ class ShardService(WeightsServicer, NodeService):
             layers_in_model=request.layers_in_model,
             memory_bytes=memory,
             wire_dtype=_WIRE_DTYPES[request.wire_dtype],
+            numerics=_NUMERICS[request.numerics],
             context=request.context,
             concurrency=request.concurrency,
             hosts=self._hosts,
@@ -224,6 +228,15 @@ class ShardService(WeightsServicer, NodeService):
             private_only=self._source.current().kind == "insecure",
             random=random,
         )
+
+    async def Fetch(self, request: pb.FetchRequest, context: Any) -> AsyncIterator[pb.FetchEvent]:
+        try:
+            check_hello(request.hello, "the caller")
+            async with aclosing(NodeFetch(self._stores, self._source)(request)) as events:
+                async for event in events:
+                    yield event
+        except ExoError as error:
+            await abort(context, error)
 
     async def Unload(self, request: pb.UnloadRequest, context: Any) -> pb.UnloadReply:
         try:
@@ -274,6 +287,7 @@ def _wanted(request: pb.LoadRequest) -> Wanted:
         layers_in_model=request.layers_in_model,
         memory_bytes=request.memory_bytes,
         wire_dtype=_WIRE_DTYPES[request.wire_dtype],
+        numerics=_NUMERICS[request.numerics],
         context=request.context,
         concurrency=request.concurrency,
     )
@@ -292,8 +306,8 @@ def _check(request: pb.LoadRequest) -> None:
         raise BadData("this version of exo runs no tensor parallelism", hint="Plan with one rank a stage.")
     if request.wire_dtype not in _WIRE_DTYPES:
         raise BadData(f"stages send no tensors of type {request.wire_dtype}", hint=_SAME_VERSION)
-    if request.numerics not in ("", "exact"):
-        raise BadData(f"this version of exo has no --numerics {request.numerics}", hint="Use exact.")
+    if request.numerics not in _NUMERICS:
+        raise BadData(f"this version of exo has no --numerics {request.numerics}", hint="Use exact or fast.")
     if request.kv_bits:
         raise BadData("this version of exo keeps the KV cache as it is computed", hint="Leave kv_bits out.")
 

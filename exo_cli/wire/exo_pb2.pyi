@@ -285,19 +285,21 @@ class UnloadReply(_message.Message):
     def __init__(self, stage_ids: _Optional[_Iterable[str]] = ..., freed_bytes: _Optional[int] = ...) -> None: ...
 
 class FilePieces(_message.Message):
-    __slots__ = ("path", "size", "sha256", "map")
+    __slots__ = ("path", "size", "sha256", "map", "edges")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     MAP_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
     path: str
     size: int
     sha256: str
     map: bytes
-    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., map: _Optional[bytes] = ...) -> None: ...
+    edges: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ..., map: _Optional[bytes] = ..., edges: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
-    __slots__ = ("hello", "model", "wanted", "neighbours", "hub", "limit_bytes_per_s", "dry_run")
+    __slots__ = ("hello", "model", "wanted", "neighbours", "hub", "limit_bytes_per_s", "dry_run", "first_layer", "last_layer")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
@@ -305,6 +307,8 @@ class FetchRequest(_message.Message):
     HUB_FIELD_NUMBER: _ClassVar[int]
     LIMIT_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    LAST_LAYER_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     model: ModelRef
     wanted: _containers.RepeatedCompositeFieldContainer[FilePieces]
@@ -312,23 +316,33 @@ class FetchRequest(_message.Message):
     hub: bool
     limit_bytes_per_s: int
     dry_run: bool
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., wanted: _Optional[_Iterable[_Union[FilePieces, _Mapping]]] = ..., neighbours: _Optional[_Iterable[str]] = ..., hub: _Optional[bool] = ..., limit_bytes_per_s: _Optional[int] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    first_layer: int
+    last_layer: int
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., wanted: _Optional[_Iterable[_Union[FilePieces, _Mapping]]] = ..., neighbours: _Optional[_Iterable[str]] = ..., hub: _Optional[bool] = ..., limit_bytes_per_s: _Optional[int] = ..., dry_run: _Optional[bool] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ...) -> None: ...
 
 class FetchEvent(_message.Message):
-    __slots__ = ("path", "done", "total", "source", "finished", "error")
+    __slots__ = ("path", "done", "total", "source", "finished", "error", "all_done", "all_total", "moved", "free_bytes")
     PATH_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ALL_DONE_FIELD_NUMBER: _ClassVar[int]
+    ALL_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     path: str
     done: int
     total: int
     source: str
     finished: bool
     error: str
-    def __init__(self, path: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., source: _Optional[str] = ..., finished: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
+    all_done: int
+    all_total: int
+    moved: int
+    free_bytes: int
+    def __init__(self, path: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., source: _Optional[str] = ..., finished: _Optional[bool] = ..., error: _Optional[str] = ..., all_done: _Optional[int] = ..., all_total: _Optional[int] = ..., moved: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
 
 class HaveRequest(_message.Message):
     __slots__ = ("hello", "model")

@@ -13,6 +13,7 @@ from exo_cli.fetch.stores import Stores
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
+from tests.support import hub as hubs
 from tests.support.loopback import bound_socket
 from tests.support.weights import Peer, serving, write_model
 
@@ -106,3 +107,35 @@ def test_a_driver_is_reached_by_its_address_only(
 ) -> None:
     with pytest.raises(BadData, match="no address"):
         asyncio.run(Locator(stores, KeyringSource())(asked(model, endpoint)))
+
+
+def test_last_of_all_from_the_hub(
+    tmp_path: Path, stores: Stores, model: ModelDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For nodes that load what a plan gave them, with no driver that has it."""
+    seen: list[tuple[int, int]] = []
+
+    def told(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    with hubs.running() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.add("org/name", model.path)
+        found = asyncio.run(Locator(stores, KeyringSource())(asked(model), told))
+        covers = coverage(found)
+        assert all(covers(*span) for span in stage_ranges(model, 1, 3, 4))
+        assert not covers(model.files[1].file, 0, model.files[1].size)
+        assert seen[-1][0] == seen[-1][1] > 0
+        # Another model under that name is not this one.
+        hub.clear()
+        other = write_model(tmp_path / "other", tensor_bytes=7000)
+        with pytest.raises(NotFound):
+            asyncio.run(Locator(stores, KeyringSource())(asked(ModelDirectory.open(other))))
+        # Where a driver has it, it does not come over the internet.
+        hub.clear()
+        shutil.rmtree(stores.weights)
+        with bound_socket() as dead:
+            request = asked(model, f"127.0.0.1:{dead.getsockname()[1]}")
+            with pytest.raises(NotFound):
+                asyncio.run(Locator(stores, KeyringSource())(request))
+        assert hub.requests == []

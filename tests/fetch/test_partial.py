@@ -222,4 +222,5 @@ def test_the_map_is_json_that_says_what_it_is(tmp_path: Path) -> None:
         writer.keep(NAME, 0, b"hello")
     found = json.loads((tmp_path / DIGEST / MAP).read_text())
     assert found["schema"] == "exo.map/1"
-    assert found["files"] == [{"path": NAME, "size": SIZE, "ranges": [[0, 5]]}]
+    file = {"path": NAME, "size": SIZE, "ranges": [[0, 5]], "etag": "", "verified": False}
+    assert found["files"] == [file]

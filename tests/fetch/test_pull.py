@@ -447,6 +447,7 @@ def test_a_header_that_announces_gigabytes(home: Home) -> None:
     def piece(request: pb.WeightsRequest, message: pb.WeightsPiece) -> bool:
         if request.path == FIRST and request.offset == 0:
             message.data = (1 << 40).to_bytes(8, "little")
+            message.sha256 = hashlib.sha256(message.data).digest()
         return True
 
     error = refused(Peer(home.theirs, piece=piece), home)
