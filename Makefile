@@ -12,10 +12,10 @@ READY := $(VENV)/.ready
 UV := $(shell command -v uv 2>/dev/null)
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(2, (os.cpu_count() or 2)))' 2>/dev/null)
 
-.PHONY: help demo test test-fast test-nightly lint format man completions proto check-generated lock lock-check pocket bench bench-startup bench-chain bench-memory clean
+.PHONY: help demo test test-fast test-nightly lint format man completions proto check-generated lock lock-check pocket bench bench-startup bench-chain bench-memory bench-planner bench-published bench-forecast clean
 
 help:
-	@sed -n 's/^#   //p' Makefile; echo 'also: lint format man completions proto lock pocket bench bench-startup bench-chain bench-memory test-fast test-nightly clean'
+	@sed -n 's/^#   //p' Makefile; echo 'also: lint format man completions proto lock pocket bench bench-startup bench-chain bench-memory bench-planner bench-published bench-forecast test-fast test-nightly clean'
 
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'exo needs Python 3.11 or newer; install it or say make PYTHON=/path/to/python'; exit 1; }
@@ -114,7 +114,7 @@ pocket: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.peers $(BENCH)
 
-bench-startup bench-chain bench-memory: $(READY)
+bench-startup bench-chain bench-memory bench-planner bench-published bench-forecast: $(READY)
 	$(BIN)/python -m benchmarks.$(@:bench-%=%)
 
 clean:

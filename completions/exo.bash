@@ -39,6 +39,7 @@ _exo() {
             /serve-shard) verb=serve-shard ;;
             /discover) verb=discover ;;
             /plan) verb=plan ;;
+            /fetch) verb=fetch ;;
             /run) verb=run ;;
             /bench) verb=bench ;;
             /ps) verb=ps ;;
@@ -58,7 +59,7 @@ _exo() {
         esac
     done
     case "$verb:$prev" in
-        *:--name|*:--listen|*:--peer|*:--memory|*:--data-ports|*:--threads|*:--cores|*:--keep-alive|*:--for|*:--wait|*:--timeout|*:--context|*:--concurrency|*:--prompt-tokens|*:--layers|*:--min-nodes|*:--max-nodes|*:--headroom|*:--diff|*:--system|*:--max-tokens|*:--stop|*:--temperature|*:--top-p|*:--top-k|*:--min-p|*:--repetition-penalty|*:--presence-penalty|*:--frequency-penalty|*:--seed|*:--nodes|*:--bits|*:--group|*:--http|*:--gen-tokens|*:--depth|*:--repeat|*:--warmup) return ;;
+        *:--name|*:--listen|*:--peer|*:--memory|*:--data-ports|*:--threads|*:--cores|*:--keep-alive|*:--for|*:--wait|*:--timeout|*:--context|*:--concurrency|*:--prompt-tokens|*:--layers|*:--min-nodes|*:--max-nodes|*:--headroom|*:--diff|*:--node|*:--limit-rate|*:--connections|*:--export|*:--import|*:--system|*:--max-tokens|*:--stop|*:--temperature|*:--top-p|*:--top-k|*:--min-p|*:--repetition-penalty|*:--presence-penalty|*:--frequency-penalty|*:--seed|*:--nodes|*:--bits|*:--group|*:--http|*:--gen-tokens|*:--depth|*:--repeat|*:--warmup) return ;;
         *:--plan|*:--ready-file|*:--topology|*:--log-file|*:-o|*:--output|*:--prompt-file|*:--api-key-file|*:--compare|*:--report) _exo_files -f; return ;;
         *:--interface|*:--no-interface) _exo_dynamic interfaces; return ;;
         *:--print-unit) _exo_words systemd launchd; return ;;
@@ -68,24 +69,25 @@ _exo() {
         *:--exclude) _exo_dynamic nodes; return ;;
         *:--parallel) _exo_words auto pipeline replicas; return ;;
         *:--only-link) _exo_words thunderbolt ethernet wifi infiniband; return ;;
+        *:--numerics) _exo_words exact fast; return ;;
         *:--geometry) _exo_dynamic models; _exo_files -d; return ;;
         *:--api) _exo_words openai; return ;;
-        *:--numerics) _exo_words exact fast; return ;;
         *:--capture|*:--from) _exo_files -d; return ;;
     esac
     case "$verb" in
-        '') if [[ $cur == -* ]]; then _exo_words -V --version -h --help; else _exo_words serve-shard discover plan run bench ps unload rdma-check completion schema help key config; fi ;;
-        serve-shard) _exo_words --name --listen --plan --peer --interface --no-interface --ready-file --memory --data-ports --threads --cores --keep-alive --print-unit --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        '') if [[ $cur == -* ]]; then _exo_words -V --version -h --help; else _exo_words serve-shard discover plan fetch run bench ps unload rdma-check completion schema help key config; fi ;;
+        serve-shard) _exo_words --name --listen --plan --peer --interface --no-interface --ready-file --memory --data-ports --threads --cores --keep-alive --no-measure --print-unit --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         discover) _exo_words --for --wait --timeout --watch --explain --announce --peer --interface --no-interface --format --measure --name --listen --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         plan) _exo_words -o --output --objective --context --concurrency --prompt-tokens --layers --exclude --min-nodes --max-nodes --parallel --only-link --headroom --explain --format --suggest --diff --watch --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
-        run) if [[ $cur == -* ]]; then _exo_words --prompt-file --no-stdin --system --raw --think --no-think --max-tokens --stop --temperature --top-p --top-k --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed --stats --plan --nodes --peer --data-ports --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_dynamic models; _exo_files -d; fi ;;
+        fetch) _exo_words --layers --plan --node --dry-run --limit-rate --connections --offline --list --verify --prune --yes --export --import --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        run) if [[ $cur == -* ]]; then _exo_words --prompt-file --no-stdin --system --raw --think --no-think --max-tokens --stop --temperature --top-p --top-k --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed --stats --plan --nodes --peer --data-ports --numerics --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_dynamic models; _exo_files -d; fi ;;
         bench) if [[ $cur == -* ]]; then _exo_words --geometry --bits --group --http --api --api-key-file --links --compare --prompt-tokens --gen-tokens --concurrency --depth --repeat --warmup --seed --plan --nodes --peer --interface --no-interface --data-ports --threads --memory --numerics --report -o --output --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_dynamic models; _exo_files -d; fi ;;
         ps) _exo_words --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         unload) _exo_words --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         rdma-check) _exo_words --cluster --capture --from --probe --timeout --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         completion) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words bash zsh fish; fi ;;
-        schema) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words serve-shard discover plan run bench ps unload rdma-check completion schema help key config; fi ;;
-        help) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words serve-shard discover plan run bench ps unload rdma-check completion schema help key config environment exit-codes; fi ;;
+        schema) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words serve-shard discover plan fetch run bench ps unload rdma-check completion schema help key config; fi ;;
+        help) if [[ $cur == -* ]]; then _exo_words --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_words serve-shard discover plan fetch run bench ps unload rdma-check completion schema help key config environment exit-codes; fi ;;
         key) if [[ $cur == -* ]]; then _exo_words -h --help; else _exo_words new export join show rotate; fi ;;
         'key new') _exo_words --if-missing --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         'key export') _exo_words -o --output --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;

@@ -87,7 +87,7 @@ async def measure(
         machine=machine(),
         conditions=conditions(
             load,
-            numerics="exact",
+            numerics=job.settings.numerics,
             threads=job.threads if choices[-1].alone else None,
             memory_bytes=job.memory_bytes if choices[-1].alone else None,
         ),
@@ -191,9 +191,10 @@ def _fitting(job: Job, longest: int) -> tuple[Load, list[str]]:
         left_out = [depth for depth in load.depths if depth != least and depth + own > longest]
         load = replace(load, depths=tuple(depth for depth in load.depths if depth not in left_out))
     if load.context > longest:
+        deepest = max(load.depths)
+        before = f"a depth of {deepest}, the prompt" if deepest else "the prompt"
         raise BadData(
-            f"a depth of {max(load.depths)}, the prompt and its answer make {load.context} tokens; "
-            f"the model knows {longest}",
+            f"{before} and its answer make {load.context} tokens; the model knows {longest}",
             hint="Give a smaller --depth, --prompt-tokens or --gen-tokens.",
         )
     return load, [f"depth {depth} is left out: the model knows {longest} tokens" for depth in left_out]

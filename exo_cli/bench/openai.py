@@ -36,9 +36,11 @@ def api_key(file: Path | None, environment: Mapping[str, str] = os.environ) -> s
             with open(file, "rb") as opened:
                 key = opened.read(MAX_KEY_BYTES + 1).decode("ascii", "replace")
         except FileNotFoundError as error:
-            raise NotFound(f"there is no file {file}") from error
+            raise NotFound(f"there is no file {file}", hint="Put the API key into one.") from error
         except OSError as error:
-            raise InputOutput(f"cannot read {file}: {(error.strerror or '').lower()}") from error
+            raise InputOutput(
+                f"cannot read {file}: {(error.strerror or '').lower()}", hint="Name a file with the API key."
+            ) from error
         if not key.strip():
             raise BadData(f"{file} is empty", hint="Put the API key into it.")
     key = key.strip()

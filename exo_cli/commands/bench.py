@@ -12,6 +12,7 @@ from exo_cli.commands.options import (
     InterfaceOption,
     NodesOption,
     NoInterfaceOption,
+    NumericsOption,
     PeerOption,
     PlanOption,
     numbers,
@@ -20,7 +21,7 @@ from exo_cli.commands.options import (
     size_bytes,
 )
 from exo_cli.commands.session import COMMON_NAMES, Session, verb
-from exo_cli.errors import Misconfigured, UsageProblem
+from exo_cli.errors import UsageProblem
 
 MAX_SEED = 2**63 - 1
 _LOAD = ("prompt_tokens", "gen_tokens", "concurrency", "depth", "repeat", "warmup", "seed")
@@ -145,10 +146,7 @@ def bench(
             help="On this machine's own node, with so much for models, like 24GB or 24GiB.",
         ),
     ] = None,
-    numerics: Annotated[
-        Literal["exact", "fast"],
-        typer.Option("--numerics", envvar="EXO_NUMERICS", help="How stages compute."),
-    ] = "exact",
+    numerics: NumericsOption = "exact",
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="PATH", help="Write it as a page of HTML as well."),
@@ -191,6 +189,7 @@ def bench(
 
     mode = _mode(model, {"--geometry": geometry, "--http": http, "--links": links, "--compare": compare})
     _refuse_others(context, mode)
+    work.check_places(report, to)
     if compare is not None:
         return work.compare(session, compare, to)
     if insecure:
@@ -211,11 +210,6 @@ def bench(
         if depth is None:
             load = work.without_depth(load)
         return work.finish(session, work.server(session, http, model, api_key_file, load), report, to)
-    if numerics != "exact":
-        raise Misconfigured(
-            f"this version of exo cannot compute with --numerics {numerics}",
-            hint="Leave --numerics out, or say exact.",
-        )
     own = [f"--{name}" for name in ("threads", "memory") if _said(context, name)]
     others = [f"--{name}" for name in ("plan", "nodes", "peer") if _said(context, name)]
     if own and others:
@@ -233,6 +227,7 @@ def bench(
         alone=bool(own),
         threads=threads,
         memory_bytes=None if memory is None else size_bytes(memory, "--memory"),
+        numerics=numerics,
         insecure=insecure,
     )
     wanted = model if geometry is None else work.random(geometry, bits, group, seed)

@@ -37,8 +37,9 @@ class Measuring:
         self.output.detail(f"{done} of {total}: {what}, {spot.concurrency} at a time{depth}, {took_s:.2f} s")
 
     def found(self, found: "Found") -> None:
-        names = ", ".join(sorted(node.name for node in found.nodes))
-        self.output.note(f"between {names}")
+        if len(found.nodes) > 1:
+            names = ", ".join(sorted(node.name for node in found.nodes))
+            self.output.note(f"between {names}")
         for each in found.unreached:
             self.output.note(f"{each.peer.name} does not answer: {each.failure.message}")
 

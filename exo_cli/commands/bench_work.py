@@ -1,11 +1,12 @@
 """What each way of calling `exo bench` does, and where its result goes."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -14,7 +15,7 @@ from exo_cli.bench.load import Load
 from exo_cli.commands.bench_view import Measuring
 from exo_cli.commands.run_view import Work
 from exo_cli.commands.session import Session
-from exo_cli.errors import CheckFailed, InputOutput, NotFound, Unavailable
+from exo_cli.errors import CannotCreate, CheckFailed, InputOutput, NotFound, Unavailable
 from exo_cli.schemas.bench import Bench, Comparison
 from exo_cli.views import bench_table
 
@@ -35,6 +36,7 @@ class Where:
     alone: bool
     threads: int | None
     memory_bytes: int | None
+    numerics: Literal["exact", "fast"]
     insecure: bool
 
 
@@ -73,6 +75,7 @@ def chain(
         peers=where.peers,
         nodes=where.nodes,
         data_ports=where.data_ports,
+        numerics=where.numerics,
         alone=where.alone,
         private=tuple(private),
     )
@@ -98,6 +101,19 @@ def server(session: Session, url: str, model: str, key_file: Path | None, load: 
             return await measure_server(target, name, load, notes=target.notes, on_round=view.round)
 
     return asyncio.run(main())
+
+
+def check_places(*paths: Path | None) -> None:
+    """A file that cannot be written is to be known before a long measurement, not after it."""
+    from exo_cli import atomic
+
+    for path in filter(None, paths):
+        if path.exists() and not path.is_file():
+            raise CannotCreate(f"cannot write {path}: it is not a regular file", hint="Name another file.")
+        if not path.parent.is_dir():
+            raise atomic.cannot_write(path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise atomic.cannot_write(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def finish(session: Session, made: Bench, report: Path | None, output: Path | None) -> int:

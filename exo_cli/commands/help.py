@@ -23,6 +23,7 @@ FIXED_VARIABLES = {
     "COLUMNS": "how wide tables and pictures are drawn where standard output is no terminal",
     "EXO_API_KEY": "the key that exo bench --http shows the server",
     "EXO_DIAGNOSE_FROM": "for trials: a capture that serve-shard, without a cluster key, gives as its own",
+    "EXO_MODELS": "folders, with a colon between them, below which models of other programs lie",
     "EXO_DEBUG": "when set to 1, an error prints where it happened",
     "FORCE_COLOR": "when set, colours are used also where standard output is no terminal",
     "GRPC_VERBOSITY": "what gRPC itself writes to standard error (nothing, unless set)",

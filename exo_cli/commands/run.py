@@ -10,6 +10,7 @@ from exo_cli.commands.options import (
     DataPortsOption,
     InsecureFlag,
     NodesOption,
+    NumericsOption,
     PeerOption,
     PlanOption,
     peers,
@@ -125,6 +126,7 @@ def run(
     nodes: NodesOption = None,
     peer: PeerOption = None,
     data_ports: DataPortsOption = "0",
+    numerics: NumericsOption = "exact",
     insecure: InsecureFlag = False,
 ) -> int:
     """Run a model on the cluster, or on this machine alone.
@@ -197,6 +199,7 @@ def run(
         peers=peers(peer),
         nodes=nodes,
         data_ports=port_range(data_ports, "--data-ports"),
+        numerics=numerics,
     )
     return _run(session, settings, text, wanted, insecure)
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from exo_cli.output import Output
 
 if TYPE_CHECKING:
+    from exo_cli.commands.fetch_view import Bars
     from exo_cli.drive.answer import Answer, Piece
     from exo_cli.drive.choose import Choice
     from exo_cli.drive.load import LoadedStage, Progress
     from exo_cli.drive.requests import Reason
-    from exo_cli.fetch.hub import Downloaded
+    from exo_cli.fetch.meter import Moved
 
 
 def harmless(text: str) -> str:
@@ -37,6 +38,7 @@ class Work:
 
     output: Output
     _said: set[str] = field(default_factory=set)
+    _bars: "Bars | None" = None
 
     def chosen(self, choice: "Choice") -> None:
         if choice.silent:
@@ -54,15 +56,13 @@ class Work:
             self.output.aside("\n")
         self.output.note(said)
 
-    def downloaded(self, progress: "Downloaded") -> None:
-        from exo_cli.views.figures import bytes_text
+    def downloaded(self, moved: "Moved") -> None:
+        from exo_cli.commands.fetch_view import Bars
 
-        done, total = progress.done_bytes, progress.total_bytes
-        what = f"fetching {progress.repository} from the hub"
-        if what not in self._said:
-            self._said.add(what)
-            self.output.note(f"{what}: {bytes_text(total - done)}")
-        self.output.progress(what, done, total, f"{bytes_text(done)} of {bytes_text(total)}")
+        if not self.output.json:
+            # Lines of JSON would stand among those of the answer.
+            self._bars = self._bars or Bars(self.output)
+            self._bars.moved(moved)
 
     def progress(self, progress: "Progress") -> None:
         from exo_cli.views.figures import bytes_text

@@ -114,6 +114,14 @@ def serve_shard(
             show_default="10m, and forever with --plan",
         ),
     ] = None,
+    no_measure: Annotated[
+        bool,
+        typer.Option(
+            "--no-measure",
+            envvar="EXO_NO_MEASURE",
+            help="Do not time this node's engine while it is idle; forecasts then guess its speed.",
+        ),
+    ] = False,
     print_unit: Annotated[
         Literal["systemd", "launchd"] | None,
         typer.Option(
@@ -176,6 +184,7 @@ def serve_shard(
         threads=threads,
         cores=frozenset() if cores is None else parse_cores(cores, "--cores"),
         keep_alive_s=None if keep_alive is None else seconds_or_forever(keep_alive, "--keep-alive"),
+        measures=not no_measure,
         # A driver's own node is told what to load; a plan in the settings is for the others.
         plan=None if plan is None or is_unix(listen or "") else read_plan(plan),
     )

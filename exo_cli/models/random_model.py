@@ -170,7 +170,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputOutput(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
     if len(data) > MAX_CONFIG_BYTES:
         raise BadData(f"{path.name} is larger than {MAX_CONFIG_BYTES // 2**20} MiB")
-    return parse_config(data)
+    try:
+        return parse_config(data)
+    except BadData as error:
+        said = error.message.replace("config.json", str(path), 1)
+        raise BadData(said, hint="Name a model's config.json, or a model of the catalogue.") from error
 
 
 # ------------------------------------------------------------------------- formats

@@ -7,6 +7,7 @@ their weights' format.
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Final, Literal
 
 from exo_cli.planning import constants, hardware
@@ -106,12 +107,13 @@ def cluster_of(
     `here`: the host whose nodes come first, and so are taken where others would be as good.
     """
     places, left_out = [], []
+    shares = _shares(topology.nodes, format, known)
     for node in sorted(topology.nodes, key=lambda node: (node.host != here, node.name, node.id)):
         why = "is excluded" if {node.id, node.name} & set(exclude) else unfit(node, protocol)
         if why is not None:
             left_out.append((node.name, why))
         else:
-            places.append(_place(node, format, headroom, known))
+            places.append(_place(node, format, headroom, known, shares.get(node.backend, (1.0, 1.0))))
     links = {(link.from_, link.to): link for link in topology.links}
     ways = tuple(tuple(_way(a, b, links, only_link) for b in places) for a in places)
     return Cluster(tuple(places), ways, tuple(left_out))
@@ -134,10 +136,12 @@ def usable_bytes(node: Node, headroom: float = HEADROOM) -> int:
     return int(min(memory.ram_bytes, memory.limit_bytes, memory.free_bytes) * (1.0 - headroom))
 
 
-def _place(node: Node, format: str, headroom: float, known: Constants) -> Place:
+def _place(node: Node, format: str, headroom: float, known: Constants, of: tuple[float, float]) -> Place:
     memory = node.memory
     share = 1.0 - headroom
     bytes_per_s, flop_per_s, basis = _rates(node, format, known)
+    if basis != "measured":
+        bytes_per_s, flop_per_s = bytes_per_s * of[0], flop_per_s * of[1]
     return Place(
         id=node.id,
         name=node.name,
@@ -151,12 +155,39 @@ def _place(node: Node, format: str, headroom: float, known: Constants) -> Place:
     )
 
 
+def _shares(nodes: Iterable[Node], format: str, known: Constants) -> dict[str, tuple[float, float]]:
+    """By backend: what measured nodes reach of what would be said of them unmeasured, in the middle.
+
+    Those that were not measured yet are taken to reach as much, or one engine would look as quick as the
+    maker's figure beside the very same that has been timed.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for node in nodes:
+        rate = _measured(node, format)
+        if rate is not None:
+            said = _unmeasured(node, known)
+            share = (rate.decode_bytes_per_s / said[0], rate.prefill_flop_per_s / said[1])
+            found.setdefault(node.backend, []).append(share)
+    return {
+        backend: (median_low(a for a, _ in each), median_low(b for _, b in each))
+        for backend, each in found.items()
+    }
+
+
 def _rates(node: Node, format: str, known: Constants) -> tuple[float, float, Basis]:
     """Of that format; else of the one that is nearest in name; else from the table; else guessed."""
+    rate = _measured(node, format)
+    if rate is not None:
+        return rate.decode_bytes_per_s, rate.prefill_flop_per_s, "measured"
+    return _unmeasured(node, known)
+
+
+def _measured(node: Node, format: str) -> Rate | None:
     usable = [rate for rate in node.rates if rate.decode_bytes_per_s > 0 and rate.prefill_flop_per_s > 0]
-    if usable:
-        best = min(usable, key=lambda rate: (_distance(rate, format), rate.format))
-        return best.decode_bytes_per_s, best.prefill_flop_per_s, "measured"
+    return min(usable, key=lambda rate: (_distance(rate, format), rate.format), default=None)
+
+
+def _unmeasured(node: Node, known: Constants) -> tuple[float, float, Basis]:
     found = hardware.chip(node.chip)
     basis: Basis = "guessed" if found is None else "table"
     found = found or hardware.guess(node.backend, node.cores)

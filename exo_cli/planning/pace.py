@@ -70,6 +70,7 @@ class Pace:
         self._problem = problem
         self._lines: dict[tuple[float, float, int, int, bool], Line] = {}
         self._terms: dict[tuple[int, int], Terms] = {}
+        self._first: Terms | None = None
 
     def terms(self, streams: int, stages: int) -> Terms:
         """For the problem's own objective."""
@@ -88,8 +89,10 @@ class Pace:
 
     def first_token(self) -> Terms:
         """A prompt's pieces, one behind the other, in an idle chain."""
-        rows, pieces = self._pieces()
-        return self._made(rows, self._problem.prompt // 2, pieces, train=True)
+        if self._first is None:
+            rows, pieces = self._pieces()
+            self._first = self._made(rows, self._problem.prompt // 2, pieces, train=True)
+        return self._first
 
     def _request(self, decode: Terms, rows: int) -> Terms:
         """Whole requests, prompt and answer, for each of `rows` in a batch, by the answer's token."""

@@ -102,8 +102,9 @@ def _because(error: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
+    # A capital begins the library's sentences; it stays where a name such as JSON does.
     text = str(error)
-    return text[:1].lower() + text[1:]
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def _problems(value: object) -> Iterator[str]:

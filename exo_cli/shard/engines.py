@@ -43,6 +43,7 @@ class Wanted:
     layers_in_model: int
     memory_bytes: int
     wire_dtype: str
+    numerics: str
     context: int
     concurrency: int
 
@@ -97,7 +98,9 @@ class Lease:
     def serves(self, wanted: Wanted) -> bool:
         """Whether it does for that; one that a plan made is as large as it shall be."""
         line = self.engine.start_line
-        if not self.is_slice(wanted) or line.wire_dtype != wanted.wire_dtype:
+        if not self.is_slice(wanted):
+            return False
+        if (line.wire_dtype, line.numerics) != (wanted.wire_dtype, wanted.numerics):
             return False
         if self.pinned:
             return True

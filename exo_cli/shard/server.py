@@ -26,6 +26,7 @@ from exo_cli.shard.abilities import learn
 from exo_cli.shard.cores import thread_environment, usable_cores
 from exo_cli.shard.engine import Surroundings
 from exo_cli.shard.engines import Engines
+from exo_cli.shard.rates import NEEDED_BYTES, Trial, know
 from exo_cli.shard.service import ShardService
 from exo_cli.shard.standing import Standing, own_stages
 from exo_cli.trust.keyring import KeyringSource
@@ -49,6 +50,8 @@ class ShardOptions:
     cores: frozenset[int] = frozenset()
     keep_alive_s: float | None = None
     """None: 10 minutes, and for ever what a plan gave this node."""
+    measures: bool = True
+    """Whether it finds out how fast its engine is while nobody asks for anything."""
     plan: Plan | None = None
     diagnose: Diagnose | None = None
     """What this machine's tools say, for the doctor."""
@@ -106,7 +109,7 @@ class _Running:
         self._note = note
         self._stores = Stores(shard.weights_dir)
         self._standing: Standing | None = None
-        self._learning: asyncio.Task[None] | None = None
+        self._learning: list[asyncio.Task[None]] = []
         self.engines = Engines(lambda: shard.memory_bytes or _free_bytes(self.host))
         self.host = NodeHost(options, source, on_change=self._changed, make_service=self._service)
 
@@ -116,10 +119,25 @@ class _Running:
             await self._standing.ready()
 
     def learn(self) -> None:
-        """Find out what the engine can run; Describe says so once it is known."""
+        """Find out what the engine can run and how fast it is; Describe says so once it is known."""
         unasked = is_unix(self.host.hosts[0])
         if self.host.me.machine.accelerator.backend != "none" and not unasked:
-            self._learning = asyncio.create_task(learn(self.host.me))
+            self._learning = [asyncio.create_task(learn(self.host.me))]
+            if self._shard.measures:
+                trial = Trial(
+                    self.host.me.identity.directory,
+                    lambda: self.engines.surroundings(),
+                    self._is_calm,
+                    lambda: self.engines.free_bytes >= NEEDED_BYTES,
+                )
+                self._learning.append(
+                    asyncio.create_task(know(self.host.me, trial, self.host.survey.touch_self))
+                )
+
+    def _is_calm(self) -> bool:
+        """Whether nobody would notice that this machine is being measured."""
+        loading = any(lease.engine.state == "loading" for lease in self.engines.leases)
+        return not (loading or self.host.me.draining or self.engines.busy)
 
     async def finish(self) -> None:
         """Let requests end that run."""
@@ -132,10 +150,9 @@ class _Running:
     async def close(self) -> None:
         if self._standing is not None:
             await self._standing.stop()
-        if self._learning is not None:
-            self._learning.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._learning
+        for task in self._learning:
+            task.cancel()
+        await asyncio.gather(*self._learning, return_exceptions=True)
         await self.engines.close()
 
     def _changed(self, change: Change) -> None:

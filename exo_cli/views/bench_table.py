@@ -4,8 +4,9 @@ Knows nothing of terminals; every text is plain.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
-from exo_cli.schemas.bench import Bench, BenchStage, Comparison, Gate, Level, Links, Timeline
+from exo_cli.schemas.bench import Bench, BenchStage, Comparison, Gate, Interval, Level, Links, Timeline
 from exo_cli.views.figures import bytes_text, plural, rate_text, round_trip_text
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -26,6 +27,8 @@ LEVELS = (
     "failed",
 )
 CHANGES = ("at once", "depth", "figure", "A", "B", "B/A", "interval", "verdict")
+NOISY: Final = 10.0
+"""Where an interval ends at more times as much as it begins with, its ends tell nothing."""
 LINKS = ("from", "to", "over", "round trip", "interval", "p99", "bandwidth", "interval", "rounds", "remark")
 
 
@@ -58,6 +61,8 @@ def words(bench: Bench) -> Iterator[str]:
     yield gate(bench.gate)
     if any(level.intervals for level in bench.levels):
         yield "interval: where 95 of 100 further runs like this one should be, on a machine as busy"
+    if any(_is_noisy(each) for level in bench.levels for each in level.intervals):
+        yield "interval ?: the repeats are too few, or too different, to say; more --repeat would show it"
 
 
 def gate(it: Gate) -> str:
@@ -138,7 +143,11 @@ def _known(level: Level, metric: str) -> tuple[str, str]:
     found = level.interval(metric)
     if found is None:
         return _figure(getattr(level, metric)), "-"
-    return _figure(found.mean), _span(found.low, found.high, _figure)
+    return _figure(found.mean), "?" if _is_noisy(found) else _span(found.low, found.high, _figure)
+
+
+def _is_noisy(interval: Interval) -> bool:
+    return interval.high > NOISY * interval.low
 
 
 def _span(low: float | None, high: float | None, text: Callable[[float], str]) -> str:

@@ -41,6 +41,7 @@ TUNNEL = Interface("tun0", "tunnel", 3, (), ("198.51.100.7",), False)
 def nothing_else_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """No process of this machine is asked unless a test says so."""
     monkeypatch.setattr(ports, "upstream_exo_at", lambda *_, **__: False)
+    monkeypatch.setattr(ports, "listener", lambda _port: None)
 
 
 @pytest.fixture

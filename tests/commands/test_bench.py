@@ -136,11 +136,13 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"schema": "exo.plan/1"}')
     (tmp_path / "newer.json").write_text('{"schema": "exo.bench/9"}')
     (tmp_path / "broken.json").write_text('{"schema": "exo.bench/1", "model"')
-    cases = {"plan": 65, "newer": 76, "broken": 65, "missing": 66}
+    (tmp_path / "words.json").write_text("nonsense")
+    cases = {"words": 65, "plan": 65, "newer": 76, "broken": 65, "missing": 66}
     for name, code in cases.items():
         done = exo("bench", "--compare", str(good), str(tmp_path / f"{name}.json"))
         assert (done.returncode, done.stdout) == (code, ""), name
         assert f"{name}.json" in done.stderr
+        assert "jSON" not in done.stderr
         assert "hint: " in done.stderr
 
 
@@ -163,9 +165,10 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
         (["pocket", "--depth", "0,-1"], 2, "no numbers for --depth"),
         (["pocket", "--repeat", "0"], 2, "--repeat"),
         (["pocket", "--gen-tokens", "0"], 2, "--gen-tokens"),
-        (["pocket", "--numerics", "fast"], 78, "--numerics fast"),
         (["pocket", "--numerics", "roughly"], 2, "--numerics"),
         (["pocket", "--depth", "9999999"], 65, "the model knows 1024"),
+        (["pocket", "--prompt-tokens", "5000"], 65, "the prompt and its answer make 5064 tokens"),
+        (["--http", "http://127.0.0.1:9", "--api-key-file", "none"], 66, "there is no file none"),
         (["--geometry", "no-such-model"], 66, "no geometry called"),
         (["--geometry", "pocket", "--bits", "9"], 2, "9 bits"),
         (["--http", "ftp://127.0.0.1"], 2, "ftp"),
@@ -234,3 +237,39 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert (cells["at once"], cells["decode t/s"]) == ("3", "-")
     header, rows = bench_table.links(Links(version="1", unix_ms=0, links=()))
     assert rows == []
+
+
+def test_intervals_that_tell_nothing_are_a_question_mark() -> None:
+    wild = level(1, intervals=[interval("decode_tokens_per_s", (50.0, 120.0), 80.0)])
+    calm = level(1, intervals=[interval("decode_tokens_per_s", (99.0, 100.0, 101.0), 1.0)])
+    shown = {}
+    for name, each in (("wild", wild), ("calm", calm)):
+        made = msgspec.structs.replace(bench(), levels=(each,))
+        header, (row,) = bench_table.levels(made)
+        said = "interval ?" in "\n".join(bench_table.words(made))
+        shown[name] = (row[header.index("decode t/s") + 1], said)
+    assert shown["wild"] == ("?", True)
+    assert "-" in shown["calm"][0]
+    assert not shown["calm"][1]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nothing of the model is looked for yet: its name is of no use.
+    cases = {"-o": tmp_path / "nowhere" / "out.json", "--report": tmp_path}
+    for option, path in cases.items():
+        assert cli.run(["bench", "no-such-model", option, str(path)]) == 73, option
+        assert f"cannot write {path}" in capsys.readouterr().err
+
+
+def test_what_is_no_configuration_is_called_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in {"a.json": "nonsense", "b.json": "[]", "c.json": "{}"}.items():
+        path = tmp_path / name
+        path.write_text(text)
+        assert cli.run(["bench", "--geometry", str(path), "--json"]) == 65
+        error = json.loads(capsys.readouterr().err.splitlines()[-1])
+        assert str(path) in error["message"]
+        assert "catalogue" in error["hint"]

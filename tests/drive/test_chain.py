@@ -54,9 +54,7 @@ async def stages(
 
 def addresses(found: Sequence[FakeStage]) -> list[StageAddress]:
     return [
-        StageAddress(
-            f"n{index}", stage.stage_id, f"127.0.0.1:{stage.port}", f"127.0.0.1:{stage.frame_port}"
-        )
+        StageAddress(f"n{index}", stage.stage_id, f"127.0.0.1:{stage.port}", f"127.0.0.1:{stage.frame_port}")
         for index, stage in enumerate(found)
     ]
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from exo_cli.drive.size import ModelSize, size_of
 from exo_cli.drive.split import Need, plan_of, split
@@ -54,8 +55,11 @@ def test_one_node_that_has_room_for_all_of_it_and_this_machine_first() -> None:
 
 def test_a_quicker_node_before_this_machine() -> None:
     rate = Rate(format="float32", decode_bytes_per_s=9e11, prefill_flop_per_s=9e13, measured_unix_ms=1)
-    nodes = [node("a", 5000, rates=(rate,)), node("b", 5000)]
+    slow = structs.replace(rate, decode_bytes_per_s=1e11, prefill_flop_per_s=1e13)
+    nodes = [node("a", 5000, rates=(rate,)), node("b", 5000, rates=(slow,))]
     assert shares(split(need(), nodes, here="b")) == [("a", (0, 10))]
+    # Not measured yet, it is taken to be as quick as its twin.
+    assert shares(split(need(), [nodes[0], node("b", 5000)], here="b")) == [("b", (0, 10))]
 
 
 def test_as_many_layers_as_there_is_room_for() -> None:

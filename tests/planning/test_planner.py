@@ -219,9 +219,24 @@ def test_measured_rates_win_over_the_table_and_the_table_over_a_guess() -> None:
     found = cluster_of(Topology(nodes=nodes), format="affine4")
     assert [each.basis for each in found.places] == ["measured", "table", "guessed"]
     assert found.places[0].bytes_per_s == 7e10
-    assert 200e9 < found.places[1].bytes_per_s < 546e9
+    alone = cluster_of(Topology(nodes=nodes[1:]), format="affine4")
+    assert 200e9 < alone.places[0].bytes_per_s < 546e9
     assert cluster_of(Topology(nodes=nodes), format="bfloat16").places[0].bytes_per_s == 9e10
     assert cluster_of(Topology(nodes=nodes), format="affine8").places[0].bytes_per_s == 7e10
+
+
+def test_a_machine_not_measured_yet_reaches_what_its_measured_twin_does() -> None:
+    rate = Rate(format="affine4", decode_bytes_per_s=7e10, prefill_flop_per_s=3e12, measured_unix_ms=1)
+    chips = {"a": "Apple M4 Pro", "b": "Apple M4 Pro", "c": "Apple M4 Max"}
+    nodes = [topologies.node(name, chip=chip) for name, chip in chips.items()]
+    nodes[0] = msgspec.structs.replace(nodes[0], rates=(rate,))
+    nodes.append(topologies.node("d", chip="something", backend="cpu"))
+    one, twin, larger, other = cluster_of(Topology(nodes=tuple(nodes)), format="affine4").places
+    assert (one.bytes_per_s, one.flop_per_s) == pytest.approx((twin.bytes_per_s, twin.flop_per_s))
+    assert larger.bytes_per_s == pytest.approx(7e10 * 546 / 273)
+    assert [each.basis for each in (one, twin, larger, other)] == ["measured", "table", "table", "guessed"]
+    # Of another backend it says nothing.
+    assert other == cluster_of(Topology(nodes=tuple(nodes[3:])), format="affine4").places[0]
 
 
 def test_who_takes_no_part_and_why() -> None:

@@ -53,7 +53,7 @@ def test_what_a_load_says_holds_for_its_requests(
     monkeypatch.setenv("HOME", str(home))
     source = KeyringSource()
     wanted = parity.greedy(tiny_models.reference(llama), PROMPTS[0], NEW)
-    size = {"context": 1024, "concurrency": 2}
+    size: dict[str, Any] = {"context": 1024, "concurrency": 2}
 
     async def main() -> None:
         async with loaded(source, llama, (0, 2, 4), nodes[:2], dtype="bfloat16", **size) as driven:
@@ -285,7 +285,7 @@ def test_loads_that_cannot_be_are_refused_with_figures(
             missing = await refused(model=unknown)
             assert missing.exit == 66
             assert "nobody's" in missing.message
-            for option in ({"numerics": "fast"}, {"kv_bits": 4}, {"wire_dtype": 99}):
+            for option in ({"numerics": "roughly"}, {"kv_bits": 4}, {"wire_dtype": 99}):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await refused(**option)
                 assert error_of(caught.value, "a").exit == 65

@@ -30,6 +30,7 @@ WANTED = Wanted(
     layers_in_model=8,
     memory_bytes=100,
     wire_dtype="bfloat16",
+    numerics="exact",
     context=1000,
     concurrency=2,
 )
@@ -67,6 +68,7 @@ def wanted(**changes: Any) -> Wanted:
         ({"layers": (2, 5)}, False),
         ({"layers_in_model": 9}, False),
         ({"wire_dtype": "float32"}, False),
+        ({"numerics": "fast"}, False),
     ],
 )
 def test_a_stage_does_for_what_needs_no_more_than_it_has(changes: dict[str, Any], does: bool) -> None:

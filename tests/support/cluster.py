@@ -71,7 +71,9 @@ def shards(home: Path, *names: str, arguments: Sequence[str] = ()) -> Iterator[l
     """Processes of these names, ready; they are ended with the block, their engines with them."""
     home.mkdir(parents=True, exist_ok=True)
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    environment |= {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    # No node of a test asks a hub that no test named.
+    environment |= {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+    environment["EXO_NO_MEASURE"] = "1"
     running: list[Running] = []
     try:
         for name in names:
@@ -147,6 +149,8 @@ async def loaded(
     directory: Path,
     bounds: Sequence[int],
     over: Sequence[Shard],
+    *,
+    numerics: str = "exact",
     **settings: Any,
 ) -> AsyncIterator[Driven]:
     """The model's layers over these nodes, with a driver; its stages go with the block.
@@ -163,6 +167,7 @@ async def loaded(
             bounds[-1],
             source,
             weights_from=lambda node: f"127.0.0.1:{share.port}",
+            numerics=numerics,
         )
         try:
             async with Chain(addresses(stages, ()), source) as chain:
