@@ -30,11 +30,11 @@ class Outbox(Generic[Message]):
         self.bytes = 0
         self.overflowed = False
 
-    def put(self, message: Message, size: int | None = None) -> bool:
-        """False if the reader is gone, or cut off with this message; `size` spares counting it."""
+    def put(self, message: Message) -> bool:
+        """False if the reader is gone, or cut off with this message."""
         if self._closed:
             return False
-        size = MESSAGE_BYTES + (message.ByteSize() if size is None else size)
+        size = MESSAGE_BYTES + message.ByteSize()
         if self._waiting and self.bytes + size > self._limit_bytes:
             self.overflowed = True
             self._waiting.clear()
