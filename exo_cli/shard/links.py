@@ -44,6 +44,10 @@ async def go_to(to: Address, role: int, us: pb.Hello, leaf: Leaf) -> Pipe:
             pipe.send(pb.Down(start=start).SerializeToString())
             _welcomed(pb.Up.FromString(await pipe.next()))
             return pipe
+    except asyncio.CancelledError:
+        if pipe is not None:
+            pipe.close()
+        raise
     except TimeoutError:
         problem: ExoError = PipeEnded(f"it did not greet within {GREETING_S:g} s")
     except OSError as error:

@@ -58,10 +58,10 @@ class Neighbours:
         self._ring, self._listener = ring, listener
 
     def close(self) -> None:
+        """Everything ends; on the thread that uses it, for a descriptor may not vanish under a reader."""
         for task in self._going:
             task.cancel()
-        for pipe in list(self._open):
-            self.done_with(pipe)
+        self._in_ring(lambda ring: ring.end())
 
     # -- for the ring ----------------------------------------------------------------------------
 

@@ -106,6 +106,7 @@ class Ring:
         """Of these there is something to hear of which their sockets do not tell."""
         self._next: Address | None = None
         self._begin: Address | None = None
+        self._ended = False
 
     # -- who is beside us --------------------------------------------------------------------------
 
@@ -127,6 +128,13 @@ class Ring:
             pipe.send(data)
         link.waiting = []
 
+    def end(self) -> None:
+        """Let go of every connection, and of those that come after this."""
+        self._ended = True
+        for pipe in list(self._pipes):
+            self._forget(pipe)
+        self._out.clear()
+
     def miss(self, to: Address, reason: str) -> None:
         """There is no way there."""
         if self._out.pop(to, None) is not None:
@@ -137,22 +145,29 @@ class Ring:
         self._watch(pipe, _In(role))
 
     def _watch(self, pipe: Pipe, whose: "_Out | _In") -> None:
+        if self._ended:
+            self._post(self._owner.done_with, pipe)
+            return
         self._pipes[pipe] = whose
         self.inbox.watch(pipe)
         # What came with the greeting will not show as something to read.
         self._unheard.append(pipe)
 
     def _drop(self, pipe: Pipe, reason: str) -> None:
-        whose = self._pipes.pop(pipe, None)
-        if whose is None:
-            return
-        self.inbox.forget(pipe)
-        self._post(self._owner.done_with, pipe)
+        whose = self._forget(pipe)
         if isinstance(whose, _In):
             self._post(self._owner.left, pipe)
-        elif self._out.get(whose.to) is whose:
+        elif whose is not None and self._out.get(whose.to) is whose:
             del self._out[whose.to]
             self._post(self._owner.lost, whose.to, reason)
+
+    def _forget(self, pipe: Pipe) -> "_Out | _In | None":
+        """Nobody reads it any more, and its descriptor is closed."""
+        whose = self._pipes.pop(pipe, None)
+        if whose is not None:
+            self.inbox.forget(pipe)
+            self._post(self._owner.done_with, pipe)
+        return whose
 
     def trace(self, on: bool) -> None:
         """Tell of every step from now on, or of none."""

@@ -387,6 +387,43 @@ def test_a_socket_of_the_file_system_is_gone_when_its_door_is() -> None:
         assert list(Path(short).iterdir()) == []
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2, 4, 8, 16, 32, 64])
+def test_a_stage_may_end_while_a_way_opens(turns: int) -> None:
+    """A descriptor that vanished under the engine's thread ended the whole process."""
+
+    async def main() -> None:
+        async with side() as one, side() as other:
+            one.beside.send(other.address, PREVIOUS, CANCEL)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            one.beside.close()
+            await asyncio.sleep(0.02)
+            assert one.lost_.empty()
+            # The thread is there still, and has no way to anybody.
+            done = threading.Event()
+
+            def look(_: object) -> Any:
+                done.set()
+                return []
+
+            one.beside._call(look)
+            assert await asyncio.to_thread(done.wait, 20)
+            assert not one.beside._open
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_way_that_opens_after_the_end_is_closed() -> None:
+    async def main(one: Side, other: Side) -> None:
+        pipe = await go_to(other.address, PREVIOUS, hello(), LEAF)
+        one.beside.close()
+        one.beside.admit(pipe, PREVIOUS)
+        assert await other.left_.get()
+        assert pipe.fileno() == -1
+
+    run(main)
+
+
 def test_of_two_ways_to_a_stage_the_second_is_closed() -> None:
     async def main(one: Side, other: Side) -> None:
         one.beside.send(other.address, PREVIOUS, CANCEL)
