@@ -181,7 +181,8 @@ class StageFlows:
     def greet(self, start: pb.FlowStart) -> pb.FlowReady:
         """Another stage comes; it is let in, or the reason is raised."""
         # A first stage has none before it, and no other stage is brought tokens.
-        self.check(start, (pb.FlowStart.LAST if self._facts.first else pb.FlowStart.PREVIOUS,))
+        before = (pb.FlowStart.PREVIOUS, pb.FlowStart.PULSE)
+        self.check(start, (pb.FlowStart.LAST,) if self._facts.first else before)
         return self.greeting
 
     def check(self, start: pb.FlowStart, roles: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -28,7 +28,7 @@ STRANGERS: Final = 32
 """Connections that may be on their way through the greeting; with one more the oldest is closed."""
 
 
-async def go_to(to: Address, role: int, us: pb.Hello, leaf: Leaf) -> Pipe:
+async def go_to(to: Address, role: int, us: pb.Hello, leaf: Leaf, way: bytes = b"") -> Pipe:
     """A greeted connection to another stage; raises Unavailable or what it refuses us with."""
     endpoint, stage_id = to
     pipe: Pipe | None = None
@@ -40,7 +40,7 @@ async def go_to(to: Address, role: int, us: pb.Hello, leaf: Leaf) -> Pipe:
             except BaseException:
                 sock.close()
                 raise
-            start = pb.FlowStart(hello=us, stage_id=stage_id, role=pb.FlowStart.Role.Name(role))
+            start = pb.FlowStart(hello=us, stage_id=stage_id, role=pb.FlowStart.Role.Name(role), way=way)
             pipe.send(pb.Down(start=start).SerializeToString())
             _welcomed(pb.Up.FromString(await pipe.next()))
             return pipe
@@ -93,16 +93,16 @@ class Door:
         leaves: Sequence[Leaf],
         node_name: str,
         greet: Callable[[pb.FlowStart], pb.FlowReady],
-        admit: Callable[[Pipe, int], None],
+        admit: Callable[[Pipe, pb.FlowStart], None],
     ) -> None:
         self._context = server_context(leaves)
         self._node_name = node_name
         self._greet = greet
         self._admit = admit
         self._listening: list[socket.socket] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers: dict[asyncio.Task[None], None] = {}
+        self._strangers: dict[asyncio.Task[bool], None] = {}
         """Whose greeting is under way, the oldest first."""
+        self._later: asyncio.TimerHandle | None = None
 
     def listen(self, hosts: Sequence[str], port: int) -> None:
         """On all of these; raises OSError and listens on none."""
@@ -115,47 +115,56 @@ class Door:
                 each.close()
             raise
         self._listening = opened
-        for each in opened:
-            self._spawn(self._serve(each))
+        self._open()
+
+    def _open(self) -> None:
+        for each in self._listening:
+            asyncio.get_running_loop().add_reader(each.fileno(), self._accept, each)
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._later is not None:
+            self._later.cancel()
         for each in self._listening:
+            asyncio.get_running_loop().remove_reader(each.fileno())
             if each.family == socket.AF_UNIX:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(each.getsockname())
             each.close()
+        greeting = list(self._strangers)
+        for task in greeting:
+            task.cancel()
+        await asyncio.gather(*greeting, return_exceptions=True)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            sock, _ = listening.accept()
+        except BlockingIOError:
+            return  # it went away again
+        except OSError:
+            # Out of descriptors, most likely: what runs goes on, and the next one may be let in.
+            loop = asyncio.get_running_loop()
+            for each in self._listening:
+                loop.remove_reader(each.fileno())
+            self._later = loop.call_later(1, self._open)
+            return
+        if len(self._strangers) >= STRANGERS:
+            # Not the new one: who only sits there would keep us out for as long as it likes.
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.cancel()
+        task = asyncio.create_task(self._let_in(sock))
+        self._strangers[task] = None
 
-    async def _serve(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listening)
-            except OSError:
-                # Out of descriptors, most likely: what runs goes on, and the next one may be let in.
-                await asyncio.sleep(1)
-                continue
-            if len(self._strangers) >= STRANGERS:
-                # Not the new one: who only sits there would keep us out for as long as it likes.
-                oldest = next(iter(self._strangers))
-                del self._strangers[oldest]
-                oldest.cancel()
-            task = self._spawn(self._let_in(sock))
-            self._strangers[task] = None
-            task.add_done_callback(lambda done: self._strangers.pop(done, None))
-            await asyncio.sleep(0)  # it begins, so that it closes what it was given
+        def done(task: "asyncio.Task[bool]") -> None:
+            self._strangers.pop(task, None)
+            # Here, for a task that is cancelled early never begins.
+            if task.cancelled() or not task.result():
+                sock.close()
 
-    async def _let_in(self, sock: socket.socket) -> None:
+        task.add_done_callback(done)
+
+    async def _let_in(self, sock: socket.socket) -> bool:
         pipe: Pipe | None = None
-        admitted = False
         try:
             async with asyncio.timeout(GREETING_S):
                 pipe = await secured(tuned(sock), self._context)
@@ -164,17 +173,15 @@ class Door:
                     raise BadData("a flow begins with FlowStart")
                 ready = self._greet(said.start)
             pipe.send(pb.Up(ready=ready).SerializeToString())
-            self._admit(pipe, said.start.role)
-            admitted = True
+            self._admit(pipe, said.start)
+            return True
         except ExoError as error:
             if pipe is not None:
                 refused = translate.refused(0, 0, error, self._node_name)
                 pipe.send(pb.Up(refused=refused).SerializeToString())
         except (TimeoutError, OSError, DecodeError):
             pass  # a stranger, or one of us that went away
-        finally:
-            if not admitted:
-                sock.close()
+        return False
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -6,15 +6,17 @@ Lives on the event loop's thread. Knows nothing of what requests are.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from exo_cli.errors import ExoError
+from exo_cli.shard import pulse
 from exo_cli.shard.links import go_to
 from exo_cli.shard.ring import Address, Call, Ring
 from exo_cli.trust.authority import Leaf
 from exo_cli.wire import exo_pb2 as pb
-from exo_cli.wire.pipe import Pipe, Stranger
+from exo_cli.wire.pipe import Pipe, PipeEnded, Stranger
 
 SOAK_EVERY_S: Final = 0.002
 """A buffer of the kernel's holds what comes in so long a time."""
@@ -53,6 +55,9 @@ class Neighbours:
         self._going: set[asyncio.Task[None]] = set()
         self._open: set[Pipe] = set()
         self._soaking: set[Pipe] = set()
+        self._pulses: dict[Pipe, asyncio.Task[None]] = {}
+        """By the connection beside which they are."""
+        self._ways: dict[bytes, Pipe] = {}
 
     def begin(self, ring: Ring, listener: Listener) -> None:
         self._ring, self._listener = ring, listener
@@ -66,29 +71,75 @@ class Neighbours:
     # -- for the ring ----------------------------------------------------------------------------
 
     def connect(self, to: Address, role: int) -> None:
-        task = asyncio.ensure_future(self._go(to, role))
+        self._spawn(self._go(to, role))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
         self._going.add(task)
         task.add_done_callback(self._going.discard)
+        return task
 
     async def _go(self, to: Address, role: int) -> None:
+        way = os.urandom(16)
         try:
-            pipe = await self._greeted(to, role)
+            pipe = await self._greeted(to, role, way)
         except ExoError as error:
             reason = error.message
             self._in_ring(lambda ring: ring.miss(to, reason))
             return
         self._keep(pipe)
         self._in_ring(lambda ring: ring.attach(to, pipe))
+        if role == pb.FlowStart.PREVIOUS:
+            self._pulses[pipe] = self._spawn(self._ask(to, pipe, way))
 
-    async def _greeted(self, to: Address, role: int) -> Pipe:
+    async def _ask(self, to: Address, pipe: Pipe, way: bytes) -> None:
+        """Whether the stage that we send to lives, as long as the way there is open."""
+        heard = self._loop.time()
+        while True:
+            try:
+                beside = await self._greeted(to, pb.FlowStart.PULSE, way)
+                heard = self._loop.time()
+                try:
+                    await pulse.ask(beside)
+                    break
+                finally:
+                    beside.close()
+            except PipeEnded:
+                if self._loop.time() - heard > pulse.ANSWER_S:
+                    break
+                await asyncio.sleep(pulse.EVERY_S)
+            except ExoError:
+                return  # it has no pulse that is for us: the way itself tells when it ends
+        self._give_up(pipe)
+
+    async def _answer(self, pipe: Pipe, way: bytes) -> None:
+        """Tell the stage before that we live, and notice when it does not any more."""
+        try:
+            await pulse.answer(pipe)
+        except PipeEnded:
+            return
+        if way in self._ways:
+            self._give_up(self._ways[way])
+
+    def _give_up(self, pipe: Pipe) -> None:
+        self._in_ring(lambda ring: ring.drop(pipe, f"it has been silent for {pulse.SILENCE_S:g} s"))
+
+    async def _greeted(self, to: Address, role: int, way: bytes) -> Pipe:
         """A stage that was loaded before a rotation knows one key of ours and not the other."""
         for leaf in self._leaves[:-1]:
             with contextlib.suppress(Stranger):
-                return await go_to(to, role, self._us, leaf)
-        return await go_to(to, role, self._us, self._leaves[-1])
+                return await go_to(to, role, self._us, leaf, way)
+        return await go_to(to, role, self._us, self._leaves[-1], way)
 
-    def admit(self, pipe: Pipe, role: int) -> None:
+    def admit(self, pipe: Pipe, start: pb.FlowStart) -> None:
         """A neighbour came, and was greeted."""
+        role, way = start.role, bytes(start.way)
+        if role == pb.FlowStart.PULSE:
+            # Whatever becomes of the task: one that is cancelled early never begins.
+            self._spawn(self._answer(pipe, way)).add_done_callback(lambda _: pipe.close())
+            return
+        if way:
+            self._ways[way] = pipe
         self._keep(pipe)
         self._in_ring(lambda ring: ring.admit(pipe, role))
 
@@ -119,6 +170,9 @@ class Neighbours:
     def done_with(self, pipe: Pipe) -> None:
         if pipe in self._open:
             self._open.discard(pipe)
+            if pipe in self._pulses:
+                self._pulses.pop(pipe).cancel()
+            self._ways = {way: each for way, each in self._ways.items() if each is not pipe}
             # What was said last still goes, as far as it goes at once.
             pipe.flush()
             self._loop.remove_writer(pipe.fileno())

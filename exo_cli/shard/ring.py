@@ -153,7 +153,8 @@ class Ring:
         # What came with the greeting will not show as something to read.
         self._unheard.append(pipe)
 
-    def _drop(self, pipe: Pipe, reason: str) -> None:
+    def drop(self, pipe: Pipe, reason: str) -> None:
+        """It is of no use any more; whose it was is told."""
         whose = self._forget(pipe)
         if isinstance(whose, _In):
             self._post(self._owner.left, pipe)
@@ -199,7 +200,7 @@ class Ring:
             return len(data)
         link.pipe.send(data)
         if link.pipe.waiting_bytes > LINK_BYTES:
-            self._drop(link.pipe, "it does not read")
+            self.drop(link.pipe, "it does not read")
         return len(data)
 
     def answer(self, pipe: Pipe, message: pb.Up) -> None:
@@ -207,7 +208,7 @@ class Ring:
         if pipe in self._pipes:
             pipe.send(message.SerializeToString())
             if pipe.waiting_bytes > ANSWER_BYTES:
-                self._drop(pipe, "it does not read")
+                self.drop(pipe, "it does not read")
 
     def carry(self, effects: Sequence[Effect]) -> list[Effect]:
         """Send what goes to a neighbour's thread; what is left is the event loop's business."""
@@ -260,7 +261,7 @@ class Ring:
             if len(messages) - len(calls) > BACKLOG:
                 self._catch_up()
         except PipeEnded as ended:
-            self._drop(pipe, ended.message)
+            self.drop(pipe, ended.message)
         except DecodeError:
             self._refuse(pipe, BadData("what came is no message"))
         except BadData as error:
@@ -276,7 +277,7 @@ class Ring:
     def _refuse(self, pipe: Pipe, error: BadData) -> None:
         """The stream is of no use: say why, and end it."""
         self.answer(pipe, pb.Up(refused=translate.refused(0, 0, error, self._node_name)))
-        self._drop(pipe, error.message)
+        self.drop(pipe, error.message)
 
     def _said(self, pipe: Pipe, whose: _In, data: bytes) -> Call | None:
         message = pb.Down.FromString(data)

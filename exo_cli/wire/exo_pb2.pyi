@@ -37,18 +37,16 @@ class DescribeRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("hello", "node", "formats", "refused", "numerics")
+    __slots__ = ("hello", "node", "formats", "refused")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     FORMATS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
-    NUMERICS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     node: bytes
     formats: _containers.RepeatedScalarFieldContainer[str]
     refused: _containers.RepeatedScalarFieldContainer[str]
-    numerics: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., node: _Optional[bytes] = ..., formats: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ..., numerics: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., node: _Optional[bytes] = ..., formats: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class EchoFrame(_message.Message):
     __slots__ = ("start", "payload", "ping")
@@ -229,7 +227,7 @@ class LoadProgress(_message.Message):
     def __init__(self, doing: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class LoadReady(_message.Message):
-    __slots__ = ("stage_id", "data_port", "weights_bytes", "kv_budget_bytes", "base_bytes", "allowed_cuts", "slots", "frame_port")
+    __slots__ = ("stage_id", "data_port", "weights_bytes", "kv_budget_bytes", "base_bytes", "allowed_cuts", "slots", "frame_port", "numerics", "numerics_reason")
     STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     DATA_PORT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +236,8 @@ class LoadReady(_message.Message):
     ALLOWED_CUTS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     FRAME_PORT_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_REASON_FIELD_NUMBER: _ClassVar[int]
     stage_id: str
     data_port: int
     weights_bytes: int
@@ -246,7 +246,9 @@ class LoadReady(_message.Message):
     allowed_cuts: _containers.RepeatedScalarFieldContainer[int]
     slots: bool
     frame_port: int
-    def __init__(self, stage_id: _Optional[str] = ..., data_port: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., base_bytes: _Optional[int] = ..., allowed_cuts: _Optional[_Iterable[int]] = ..., slots: _Optional[bool] = ..., frame_port: _Optional[int] = ...) -> None: ...
+    numerics: str
+    numerics_reason: str
+    def __init__(self, stage_id: _Optional[str] = ..., data_port: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., base_bytes: _Optional[int] = ..., allowed_cuts: _Optional[_Iterable[int]] = ..., slots: _Optional[bool] = ..., frame_port: _Optional[int] = ..., numerics: _Optional[str] = ..., numerics_reason: _Optional[str] = ...) -> None: ...
 
 class LoadFailed(_message.Message):
     __slots__ = ("code", "message", "hint", "exit", "bytes_needed", "bytes_free", "holders")
@@ -413,7 +415,7 @@ class StatsReply(_message.Message):
     def __init__(self, stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., joules: _Optional[float] = ..., uptime_ms: _Optional[int] = ...) -> None: ...
 
 class StageStats(_message.Message):
-    __slots__ = ("stage_id", "model", "first_layer", "last_layer", "state", "requests", "tokens_per_s", "kv_used_bytes", "kv_budget_bytes", "weights_bytes", "steps", "step_ms_p50", "step_ms_p99", "idle_ms", "keep_alive_ms", "failure")
+    __slots__ = ("stage_id", "model", "first_layer", "last_layer", "state", "requests", "tokens_per_s", "kv_used_bytes", "kv_budget_bytes", "weights_bytes", "steps", "step_ms_p50", "step_ms_p99", "idle_ms", "keep_alive_ms", "failure", "numerics", "numerics_reason")
     STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -430,6 +432,8 @@ class StageStats(_message.Message):
     IDLE_MS_FIELD_NUMBER: _ClassVar[int]
     KEEP_ALIVE_MS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_REASON_FIELD_NUMBER: _ClassVar[int]
     stage_id: str
     model: ModelRef
     first_layer: int
@@ -446,7 +450,9 @@ class StageStats(_message.Message):
     idle_ms: int
     keep_alive_ms: int
     failure: str
-    def __init__(self, stage_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., state: _Optional[str] = ..., requests: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., kv_used_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., step_ms_p50: _Optional[float] = ..., step_ms_p99: _Optional[float] = ..., idle_ms: _Optional[int] = ..., keep_alive_ms: _Optional[int] = ..., failure: _Optional[str] = ...) -> None: ...
+    numerics: str
+    numerics_reason: str
+    def __init__(self, stage_id: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., state: _Optional[str] = ..., requests: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., kv_used_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., step_ms_p50: _Optional[float] = ..., step_ms_p99: _Optional[float] = ..., idle_ms: _Optional[int] = ..., keep_alive_ms: _Optional[int] = ..., failure: _Optional[str] = ..., numerics: _Optional[str] = ..., numerics_reason: _Optional[str] = ...) -> None: ...
 
 class DiagnoseRequest(_message.Message):
     __slots__ = ("hello", "topics")
@@ -507,26 +513,30 @@ class Up(_message.Message):
     def __init__(self, ready: _Optional[_Union[FlowReady, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., prefilled: _Optional[_Union[Prefilled, _Mapping]] = ...) -> None: ...
 
 class FlowStart(_message.Message):
-    __slots__ = ("hello", "stage_id", "role", "driver")
+    __slots__ = ("hello", "stage_id", "role", "driver", "way")
     class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ROLE_UNSPECIFIED: _ClassVar[FlowStart.Role]
         DRIVER: _ClassVar[FlowStart.Role]
         PREVIOUS: _ClassVar[FlowStart.Role]
         LAST: _ClassVar[FlowStart.Role]
+        PULSE: _ClassVar[FlowStart.Role]
     ROLE_UNSPECIFIED: FlowStart.Role
     DRIVER: FlowStart.Role
     PREVIOUS: FlowStart.Role
     LAST: FlowStart.Role
+    PULSE: FlowStart.Role
     HELLO_FIELD_NUMBER: _ClassVar[int]
     STAGE_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     DRIVER_FIELD_NUMBER: _ClassVar[int]
+    WAY_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     stage_id: str
     role: FlowStart.Role
     driver: bytes
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., stage_id: _Optional[str] = ..., role: _Optional[_Union[FlowStart.Role, str]] = ..., driver: _Optional[bytes] = ...) -> None: ...
+    way: bytes
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., stage_id: _Optional[str] = ..., role: _Optional[_Union[FlowStart.Role, str]] = ..., driver: _Optional[bytes] = ..., way: _Optional[bytes] = ...) -> None: ...
 
 class FlowReady(_message.Message):
     __slots__ = ("hello", "stage_id")

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
@@ -16,6 +17,7 @@ import msgspec
 import psutil
 import pytest
 
+from exo_cli.drive import requests
 from exo_cli.drive.chain import Chain
 from exo_cli.drive.requests import Token
 from exo_cli.errors import Unavailable
@@ -267,6 +269,30 @@ def test_a_frozen_engine_is_ended_and_told_to_the_driver(
             assert len(await driven.tokens(SHORT, 3)) == 3
 
     asyncio.run(main())
+
+
+def test_neighbours_of_a_frozen_node_notice_without_its_parent_and_without_a_driver(
+    clean_environment: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a long prompt: nobody expects a token soon, and all connections stay open."""
+    monkeypatch.setattr(requests, "SILENCE_S", 1000.0)
+    source = KeyringSource()
+
+    async def main(nodes: list[Shard]) -> None:
+        async with loaded(source, llama, (0, 1, 2, 4), nodes) as driven, answering(driven) as tokens:
+            frozen = nodes[1]
+            (engine,) = frozen.engines
+            frozen.process.popen.send_signal(signal.SIGSTOP)
+            engine.suspend()
+            # Neighbours promise 12 s.
+            async with asyncio.timeout(3 * 12):
+                told = await end_of(tokens)
+            assert "lost the stage" in told
+            assert "silent" in told
+            await cluster.settled(source, [nodes[0], nodes[2]], cluster.is_idle, seconds=3 * 12)
+
+    with shards(clean_environment, "a", "b", "c") as nodes:
+        asyncio.run(main(nodes))
 
 
 @pytest.mark.parametrize("which", [0, 1])

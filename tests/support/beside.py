@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from exo_cli.cluster.ports import free_port
+from exo_cli.errors import BadData
 from exo_cli.shard.links import Door, go_to
 from exo_cli.trust.authority import issue_leaf
 from exo_cli.trust.keyring import KeyringSource
@@ -114,9 +115,11 @@ class Ears:
         self._pipes: list[Pipe] = []
 
     def greet(self, start: pb.FlowStart) -> pb.FlowReady:
+        if start.role == pb.FlowStart.PULSE:
+            raise BadData("what is played by hand has no pulse")
         return pb.FlowReady(hello=hello(), stage_id=self._stage_id)
 
-    def admit(self, pipe: Pipe, role: int) -> None:
+    def admit(self, pipe: Pipe, start: pb.FlowStart) -> None:
         self._pipes.append(pipe)
         self._tasks += [asyncio.create_task(self._hear(pipe)), asyncio.create_task(self._speak(pipe))]
 
