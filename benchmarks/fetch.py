@@ -8,7 +8,9 @@ which does not grow with the model. Exit code 80 says that a target was missed.
 curl fetches the weights alone and checks nothing; the other two bring the same files, and exo compares
 every byte with the hub's sha256. Needs root and iproute2.
 
-    python -m benchmarks.fetch [--gigabytes 1] [--turns 3] [-o benchmarks/results/fetch.json]
+A model of 2.2 GB takes 19 s; with less, the start and the end of a process (0.3 s) weigh more.
+
+    python -m benchmarks.fetch [--gigabytes 2.2] [--turns 3] [-o benchmarks/results/fetch.json]
 """
 
 import argparse
@@ -123,7 +125,7 @@ def measure(size: int, turns: int, scratch: Path) -> dict[str, list[tuple[float,
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--gigabytes", type=float, default=2.2)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()

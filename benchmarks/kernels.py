@@ -9,15 +9,15 @@ import argparse
 import json
 import statistics
 import time
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from benchmarks.machine import machine
 from exo_cli.engine.cpu import tables as t
-from exo_cli.engine.cpu.dots import BRAIN, TILE
-from exo_cli.engine.cpu.layout import Floats, Matrix, room
-from exo_cli.engine.cpu.plan import MOST_ROWS, Decoder, Layer, Record, Shape, rooms
+from exo_cli.engine.cpu.dots import BRAIN, PAIR_BYTES, POWERS, SINGLE, TILE
+from exo_cli.engine.cpu.layout import Floats, Matrix, Plain, room, tiled
+from exo_cli.engine.cpu.plan import MOST_ROWS, Decoder, Experts, Gated, Layer, Record, Shape, rooms
 from exo_cli.engine.cpu.pool import Pool
 from exo_cli.engine.cpu.slots import Slot
 from exo_cli.engine.cpu.turns import Turns
@@ -25,21 +25,35 @@ from exo_cli.engine.cpu.turns import Turns
 GEOMETRIES: Final = {
     "llama-3.2-1b": (Shape(2048, 32, 8, 64, 8192, 1e-5, 0.0, 0.125), 16, 128256),
     "250m": (Shape(1024, 16, 8, 64, 4096, 1e-5, 0.0, 0.125), 14, 32000),
+    # A few of their layers, so that they fit; a token's time grows with layers.
+    "qwen3-30b-a3b": (Shape(2048, 32, 4, 128, 768, 1e-6, 1e-6, 0.088), 8, 151936),
+    "gpt-oss-20b": (Shape(2880, 64, 8, 64, 2880, 1e-5, 0.0, 0.125), 4, 201088),
     "tiny": (Shape(256, 4, 2, 64, 512, 1e-5, 0.0, 0.125), 2, 512),
 }
-FORMATS: Final = {"4-64": (4, 64), "4-32": (4, 32), "8-64": (8, 64), "bf16": (16, 0)}
+MIXTURES: Final = {"qwen3-30b-a3b": (128, 8), "gpt-oss-20b": (32, 4)}
+"""Experts, and how many compute a row."""
+FORMATS: Final = {"4-64": (4, 64), "4-32": (4, 32), "8-64": (8, 64), "bf16": (16, 0), "mxfp4": (4, 0)}
+BITS: Final = {"4-64": 4.5, "4-32": 5.0, "8-64": 8.5, "bf16": 16, "mxfp4": 4.25}
+"""Of a weight, scales and all."""
 
 
 def matrix(outputs: int, inputs: int, bits: int, group: int, chance: np.random.Generator) -> Matrix:
     """Random codes, small scales, biases that put the middle at zero."""
     padded = -(-outputs // TILE) * TILE
-    if group == 0:
+    if bits == 16:
         tile_bytes = inputs * TILE * 2
         tiles = room(padded // TILE * tile_bytes)
         small = (chance.standard_normal(1 << 16).astype(np.float32) * 0.02).view(np.uint32) >> 16
         words = tiles.view(np.uint16)
         words[:] = np.resize(small.astype(np.uint16), words.shape)
         return Matrix(tiles, outputs, inputs, bits, 0, BRAIN, tile_bytes)
+    if bits == 4 and group == 0:
+        tile_bytes = -(-inputs // 64) * PAIR_BYTES
+        tiles = room(padded // TILE * tile_bytes)
+        pairs = tiles.reshape(-1, PAIR_BYTES)
+        pairs[:] = chance.integers(0, 256, PAIR_BYTES, np.uint8)
+        pairs[:, : 2 * TILE] = 121
+        return Matrix(tiles, outputs, inputs, 4, 32, POWERS, tile_bytes)
     groups = inputs // group
     block = TILE * 4 + TILE * group * bits // 8
     tiles = room(padded // TILE * groups * block)
@@ -64,7 +78,7 @@ def turns(shape: Shape) -> Turns:
     return Turns(shape.head_width // 2, False, made)
 
 
-def decoder(geometry: str, form: str) -> Decoder:
+def decoder(geometry: str, form: str, kv_bits: Literal[8, 16]) -> Decoder:
     shape, count, vocabulary = GEOMETRIES[geometry]
     bits, group = FORMATS[form]
     chance = np.random.default_rng(1)
@@ -73,19 +87,29 @@ def decoder(geometry: str, form: str) -> Decoder:
     def one(outputs: int, inputs: int) -> Matrix:
         return matrix(outputs, inputs, bits, group, chance)
 
+    def gated() -> Gated:
+        return Gated(one(2 * shape.hidden, shape.width), one(shape.width, shape.hidden))
+
+    def mlp() -> Gated | Experts:
+        if geometry not in MIXTURES:
+            return gated()
+        experts, top = MIXTURES[geometry]
+        numbers = chance.standard_normal((experts, shape.width)).astype(np.float32)
+        router = tiled([Plain(numbers, SINGLE)])
+        return Experts(router, [gated() for _ in range(experts)], top)
+
     layers = [
         Layer(
             ones,
             ones,
             one(shape.qkv, shape.width),
             one(shape.width, shape.heads * shape.head_width),
-            one(2 * shape.hidden, shape.width),
-            one(shape.width, shape.hidden),
+            mlp(),
         )
         for _ in range(count)
     ]
     embedding = one(vocabulary, shape.width)
-    return Decoder(shape, layers, turns(shape), embedding, embedding, ones, 1e-5)
+    return Decoder(shape, layers, turns(shape), embedding, embedding, ones, 1e-5, kv_bits)
 
 
 class Runner:
@@ -99,8 +123,12 @@ class Runner:
         self.rooms.words[t.BARRIER] = self.pool.barrier
         shape = what.shape
         self.slots = [
-            Slot(len(what.layers), shape.kv_heads, shape.head_width, positions) for _ in range(requests)
+            Slot(len(what.layers), shape.kv_heads, shape.head_width, positions, what.kv_bits)
+            for _ in range(requests)
         ]
+        for slot in self.slots:
+            # What nobody has written to takes no memory: reading it would cost nothing.
+            slot.numbers.fill(60)
         self.table = what.turns.up_to(positions)
         assert what.head is not None
         self.logits = np.empty((requests, what.head.room), np.float32)
@@ -120,7 +148,7 @@ class Runner:
         self.rooms.fit(count, position + rows)
         table = np.zeros((len(self.slots), t.PART), np.int64)
         for number, (line, slot) in enumerate(zip(table, self.slots, strict=True)):
-            line[:6] = (number * rows, rows, position, slot.address, slot.layer_bytes, slot.capacity)
+            line[:6] = (number * rows, rows, position, slot.address, slot.layer_bytes, slot.head_bytes)
         ids = np.arange(count, dtype=np.int64) % 500
         wanted = np.arange(rows - 1, count, rows, dtype=np.int64) if last else np.zeros(0, np.int64)
         words: Any = self.rooms.words
@@ -138,10 +166,14 @@ def seconds(runner: Runner, position: int, rows: int, times: int) -> float:
     return statistics.median(runner.step(position, rows) for _ in range(times))
 
 
-def measure(geometry: str, form: str, which: list[str]) -> dict[str, float]:
-    what = decoder(geometry, form)
+def measure(geometry: str, form: str, kv_bits: Literal[8, 16], which: list[str]) -> dict[str, float]:
+    what = decoder(geometry, form, kv_bits)
     read = what.nbytes
-    weights = read * 8 / {"4-64": 4.5, "4-32": 5.0, "8-64": 8.5, "bf16": 16}[form]
+    for layer in what.layers:
+        if isinstance(layer.mlp, Experts):
+            # What is read for a token.
+            read -= sum(one.nbytes for one in layer.mlp.each[layer.mlp.top :])
+    weights = read * 8 / BITS[form]
     found: dict[str, float] = {"weights": weights, "bytes": read}
     for threads in (1, 2):
         if "decode" in which:
@@ -167,14 +199,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--geometry", choices=GEOMETRIES, default="llama-3.2-1b")
     options.add_argument("--format", choices=FORMATS, default="4-64")
+    options.add_argument("--kv-bits", choices=(8, 16), type=int, default=16)
     options.add_argument("what", nargs="*", default=["decode", "deep", "eight", "prefill256"])
     asked = options.parse_args()
-    found = measure(asked.geometry, asked.format, asked.what)
-    print(
-        json.dumps(
-            {"machine": machine(), "geometry": asked.geometry, "format": asked.format, **found}, indent=1
-        )
-    )
+    found = measure(asked.geometry, asked.format, asked.kv_bits, asked.what)
+    conditions = {"geometry": asked.geometry, "format": asked.format, "kv_bits": asked.kv_bits}
+    print(json.dumps({"machine": machine(), **conditions, **found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -61,27 +61,28 @@ _exo() {
     case "$verb:$prev" in
         *:--name|*:--listen|*:--peer|*:--memory|*:--data-ports|*:--threads|*:--cores|*:--keep-alive|*:--for|*:--wait|*:--timeout|*:--context|*:--concurrency|*:--prompt-tokens|*:--layers|*:--min-nodes|*:--max-nodes|*:--headroom|*:--diff|*:--node|*:--limit-rate|*:--connections|*:--export|*:--import|*:--system|*:--max-tokens|*:--stop|*:--temperature|*:--top-p|*:--top-k|*:--min-p|*:--repetition-penalty|*:--presence-penalty|*:--frequency-penalty|*:--seed|*:--nodes|*:--bits|*:--group|*:--http|*:--gen-tokens|*:--depth|*:--repeat|*:--warmup) return ;;
         *:--plan|*:--ready-file|*:--topology|*:--log-file|*:-o|*:--output|*:--prompt-file|*:--api-key-file|*:--compare|*:--report) _exo_files -f; return ;;
+        *:--numerics) _exo_words exact fast; return ;;
         *:--interface|*:--no-interface) _exo_dynamic interfaces; return ;;
         *:--print-unit) _exo_words systemd launchd; return ;;
         *:--color|*:--measure) _exo_words auto always never; return ;;
         *:--format) _exo_words auto table tsv svg; return ;;
         *:--objective) _exo_words latency throughput first-token balanced; return ;;
         *:--exclude) _exo_dynamic nodes; return ;;
-        *:--parallel) _exo_words auto pipeline replicas; return ;;
+        *:--parallel) _exo_words auto pipeline replicas tensor hybrid; return ;;
         *:--only-link) _exo_words thunderbolt ethernet wifi infiniband; return ;;
-        *:--numerics) _exo_words exact fast; return ;;
+        *:--kv-bits) _exo_words 8; return ;;
         *:--geometry) _exo_dynamic models; _exo_files -d; return ;;
         *:--api) _exo_words openai; return ;;
         *:--capture|*:--from) _exo_files -d; return ;;
     esac
     case "$verb" in
         '') if [[ $cur == -* ]]; then _exo_words -V --version -h --help; else _exo_words serve-shard discover plan fetch run bench ps unload rdma-check completion schema help key config; fi ;;
-        serve-shard) _exo_words --name --listen --plan --peer --interface --no-interface --ready-file --memory --data-ports --threads --cores --keep-alive --no-measure --print-unit --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        serve-shard) _exo_words --name --listen --plan --numerics --peer --interface --no-interface --ready-file --memory --data-ports --threads --cores --keep-alive --no-measure --print-unit --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         discover) _exo_words --for --wait --timeout --watch --explain --announce --peer --interface --no-interface --format --measure --name --listen --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
-        plan) _exo_words -o --output --objective --context --concurrency --prompt-tokens --layers --exclude --min-nodes --max-nodes --parallel --only-link --headroom --explain --format --suggest --diff --watch --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
+        plan) _exo_words -o --output --objective --context --concurrency --prompt-tokens --layers --exclude --min-nodes --max-nodes --parallel --only-link --headroom --kv-bits --explain --format --suggest --diff --watch --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         fetch) _exo_words --layers --plan --node --dry-run --limit-rate --connections --offline --list --verify --prune --yes --export --import --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
-        run) if [[ $cur == -* ]]; then _exo_words --prompt-file --no-stdin --system --raw --think --no-think --max-tokens --stop --temperature --top-p --top-k --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed --stats --plan --nodes --peer --data-ports --numerics --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_dynamic models; _exo_files -d; fi ;;
-        bench) if [[ $cur == -* ]]; then _exo_words --geometry --bits --group --http --api --api-key-file --links --compare --prompt-tokens --gen-tokens --concurrency --depth --repeat --warmup --seed --plan --nodes --peer --interface --no-interface --data-ports --threads --memory --numerics --report -o --output --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_dynamic models; _exo_files -d; fi ;;
+        run) if [[ $cur == -* ]]; then _exo_words --prompt-file --no-stdin --system --raw --think --no-think --max-tokens --stop --temperature --top-p --top-k --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed --stats --plan --nodes --peer --data-ports --numerics --kv-bits --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_dynamic models; _exo_files -d; fi ;;
+        bench) if [[ $cur == -* ]]; then _exo_words --geometry --bits --group --http --api --api-key-file --links --compare --prompt-tokens --gen-tokens --concurrency --depth --repeat --warmup --seed --plan --nodes --peer --interface --no-interface --data-ports --threads --memory --numerics --kv-bits --report -o --output --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help; else _exo_dynamic models; _exo_files -d; fi ;;
         ps) _exo_words --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         unload) _exo_words --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;
         rdma-check) _exo_words --cluster --capture --from --probe --timeout --insecure --json -q --quiet -v --verbose --topology --color --log-file -h --help ;;

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 Side = Literal["exo", "llama.cpp", "mlx-lm", "memory"]
-"""`memory` is no program: the tokens a second that the measured read bandwidth would allow."""
+"""`memory` is no program: the tokens a second that the measured read bandwidth would allow, if every weight
+were read once for as many requests as can be together in a step."""
 Kind = Literal["decode", "prefill", "start", "resident"]
 Metric = Literal[
     "decode_tokens_per_s", "prefill_tokens_per_s", "first_token_s", "resident_bytes", "anonymous_bytes"
@@ -51,6 +52,11 @@ class Case:
     def cores(self) -> tuple[int, ...]:
         """All that the case may use, its driver included."""
         return tuple(sorted({core for stage in self.stages for core in stage}))
+
+    @property
+    def together(self) -> int:
+        """Requests that go through a stage in one step when every stage has some to work on."""
+        return max(1, self.work.requests // len(self.stages))
 
     @property
     def label(self) -> str:
@@ -206,6 +212,9 @@ def rows(sizes: Sizes) -> list[Row]:
     table.add(
         f"requests, {many.requests} on 2 stages of a core each ÷ the best of 1 stage", split, best, 1.7, 1.9
     )
+    # Each stage reads its weights once for half of the requests, and all from one memory.
+    limit = Case("memory", large, 4, many, table.each)
+    table.add(f"requests, {many.requests} on 2 stages of a core each, of the read bandwidth", split, limit)
     for bits in sizes.formats:
         name = {8: "8-bit", 16: "bf16"}[bits]
         table.same(f"formats, {name} decode", Work("decode", gen=sizes.gen), bits, 0.9, 1.1)

@@ -105,13 +105,14 @@ def _child(module: str, spec: dict[str, Any], case: Case, budget_s: float) -> di
 
 
 def _memory(case: Case, programs: Programs) -> dict[str, Any]:
-    """What one token reads of ours, at the speed at which these cores read memory."""
+    """What a step reads of ours, at the speed at which these cores read memory."""
     command = [str(programs.bandwidth), str(len(case.cores)), str(BUFFER_MIB), str(ROUNDS)]
     rate = float(children.run(command, case.cores, 120).stdout.split()[0])
     shape = geometry(config_of(case.geometry))
     weights_bytes = ModelDirectory.open(directory(case)).weights_bytes
     read_bytes = weights_bytes * shape.active_parameters / shape.total_parameters
-    return {"decode_tokens_per_s": rate / read_bytes, "read_bytes_per_s": rate, "gen_tokens": case.work.gen}
+    tokens_per_s = rate / read_bytes * case.together
+    return {"decode_tokens_per_s": tokens_per_s, "read_bytes_per_s": rate, "gen_tokens": case.work.gen}
 
 
 def _work(case: Case) -> dict[str, Any]:

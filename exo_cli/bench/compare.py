@@ -26,6 +26,7 @@ _CONDITIONS: Final = (
     "gen_tokens",
     "seed",
     "numerics",
+    "kv_bits",
     "threads",
     "memory_bytes",
 )

@@ -77,7 +77,9 @@ async def measure(
         stages = await _stages(driver, source)
         model = _model(driver, stages, random=isinstance(job.settings.model, RandomModel))
         on_gate()
-        checks = await verify(job.settings, load, source, rounds, chain, target.vocabulary, driver.stages)
+        # The whole model is to keep its caches as the chain's stages do, whatever somebody said.
+        settings = replace(job.settings, kv_bits=choices[-1].plan.kv_bits)
+        checks = await verify(settings, load, source, rounds, chain, target.vocabulary, driver.stages)
     return Bench(
         version=__version__,
         unix_ms=time.time_ns() // 1_000_000,
@@ -87,7 +89,8 @@ async def measure(
         machine=machine(),
         conditions=conditions(
             load,
-            numerics=job.settings.numerics,
+            numerics=what_ran(stages),
+            kv_bits=choices[-1].plan.kv_bits,
             threads=job.threads if choices[-1].alone else None,
             memory_bytes=job.memory_bytes if choices[-1].alone else None,
         ),
@@ -145,7 +148,12 @@ async def measure_server(
 
 
 def conditions(
-    load: Load, *, numerics: str | None, threads: int | None, memory_bytes: int | None
+    load: Load,
+    *,
+    numerics: str | None,
+    threads: int | None,
+    memory_bytes: int | None,
+    kv_bits: int | None = None,
 ) -> Conditions:
     return Conditions(
         prompt_tokens=load.prompt_tokens,
@@ -158,7 +166,14 @@ def conditions(
         numerics=numerics,
         threads=threads,
         memory_bytes=memory_bytes,
+        kv_bits=kv_bits,
     )
+
+
+def what_ran(stages: Sequence[BenchStage]) -> str | None:
+    """How the stages computed: a word if all did alike, else one for each, in order."""
+    said = [stage.numerics or "exact" for stage in stages]
+    return ", ".join(said[:1] if len(set(said)) == 1 else said) or None
 
 
 def machine() -> str:
@@ -228,6 +243,9 @@ async def _stages(driver: Driver, source: KeyringSource) -> tuple[BenchStage, ..
             weights_bytes=stage.weights_bytes,
             kv_budget_bytes=stage.kv_budget_bytes,
             node_memory_used_bytes=used.get(stage.node.id),
+            numerics=stage.numerics,
+            numerics_reason=stage.numerics_reason or None,
+            kernels=stage.node.kernels,
         )
         for stage in driver.stages
     )

@@ -22,7 +22,7 @@ from exo_cli.bench.markup import (
     table,
     text,
 )
-from exo_cli.schemas.bench import Bench, Interval, Level
+from exo_cli.schemas.bench import Bench, BenchStage, Interval, Level
 
 _METRICS: Final[tuple[tuple[Literal["ttft", "itl", "tpot", "e2el"], str], ...]] = (
     ("ttft", "Time to first token: from sending to the first token"),
@@ -47,13 +47,15 @@ def layers_text(layers: tuple[int, int]) -> str:
 
 def machines(bench: Bench) -> Html:
     heads = (
-        "Node", "Hardware", "Software", "Layers", "Load", "Weights", "Room for context", "Memory used",
+        "Node", "Hardware", "Software", "Numerics", "Layers", "Load", "Weights", "Room for context",
+        "Memory used",
     )  # fmt: skip
     rows = [
         (
             joined([text(stage.node), Html(f"<br><i>{text(stage.node_id)}</i>")]),
             joined([text(f"{stage.chip}, "), number(stage.cores, "cores"), text(f", {stage.backend}")]),
             text(f"{stage.os}, exo {stage.version}"),
+            _numerics(stage),
             text(layers_text(stage.layers)),
             span(stage.load_ms) if stage.fresh or stage.load_ms is not None else text("was there"),
             size(stage.weights_bytes),
@@ -64,7 +66,7 @@ def machines(bench: Bench) -> Html:
     ]
     parts = [paragraph(text(bench.reason))] if bench.reason else []
     if rows:
-        parts.append(table("Stages, in the order of the chain", heads, rows, words=3))
+        parts.append(table("Stages, in the order of the chain", heads, rows, words=4))
     else:
         parts.append(paragraph(text(f"Target: {bench.target}")))
     if bench.links:
@@ -74,6 +76,14 @@ def machines(bench: Bench) -> Html:
         ]
         parts.append(table("Links", ("From", "To", "Bytes per token", "Bytes in all"), links, words=2))
     return section("Machines", *parts)
+
+
+def _numerics(stage: BenchStage) -> Html:
+    """How it computed: with which kernels, or why without them."""
+    if stage.numerics is None:
+        return text("not known")
+    with_ = stage.kernels if stage.numerics == "fast" else stage.numerics_reason
+    return joined([text(stage.numerics), Html(f"<br><i>{text(with_)}</i>") if with_ else Html("")])
 
 
 def conditions(bench: Bench) -> Html:
@@ -95,6 +105,7 @@ def conditions(bench: Bench) -> Html:
         ("Warm-up rounds", number(asked.warmup)),
         ("Seed", number(asked.seed)),
         ("Numerics", text(asked.numerics or "not known")),
+        ("Bits of the caches", number(asked.kv_bits)),
         ("Threads", number(asked.threads)),
         ("Memory limit", size(asked.memory_bytes)),
     ]

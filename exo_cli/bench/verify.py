@@ -21,6 +21,7 @@ from exo_cli.bench.target import Arrival
 from exo_cli.drive.chain import Chain
 from exo_cli.drive.driver import Driver, Settings
 from exo_cli.drive.load import LoadedStage
+from exo_cli.drive.numerics import MIXED, ran
 from exo_cli.drive.requests import Ask
 from exo_cli.errors import ExoError
 from exo_cli.schemas.bench import Gate, GateCheck
@@ -52,7 +53,11 @@ async def verify(
     skipped: GateCheck | None = None
     if len(stages) == 1:
         skipped = gate.skipped("unsplit", "the model was not split")
+    elif ran(stages) == MIXED:
+        skipped = gate.skipped("unsplit", "its stages compute in different ways, which no single one does")
     else:
+        # As the chain did, whatever this machine's default is.
+        settings = replace(settings, numerics="fast" if ran(stages) == "fast" else "exact")
         try:
             whole = await _by_the_whole(settings, load, source, _chosen(rounds))
         except ExoError as error:

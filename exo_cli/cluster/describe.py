@@ -34,7 +34,6 @@ class Self:
     """Weight formats that the engine computes here; empty until that is known."""
     refused: tuple[str, ...] = ()
     """What it cannot run, each with its reason."""
-    numerics: tuple[str, ...] = ("exact",)
     stages: Callable[[], tuple[LoadedStage, ...]] = field(default=lambda: ())
 
     def record(self) -> Node:
@@ -55,6 +54,8 @@ class Self:
             chip=self.machine.chip,
             cores=self.machine.cores,
             backend=self.machine.accelerator.backend,
+            numerics=self.machine.numerics,
+            kernels=self.machine.kernels,
             memory=self.memory(facts.memory(self.machine.accelerator)),
             loopback_bytes_per_s=self.loopback_bytes_per_s,
             rates=self.rates,

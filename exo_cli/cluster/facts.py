@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from exo_cli.cluster.processor import kernels_here, numerics_here
 from exo_cli.schemas.topology import Memory
 
 PROBE_TIMEOUT_S = 60.0
@@ -41,6 +42,10 @@ class Machine:
     chip: str
     cores: int
     accelerator: Accelerator
+    kernels: str | None = None
+    """Of the engine's own, the class that the processor can run."""
+    numerics: tuple[str, ...] = ("exact",)
+    """How the engine can compute."""
 
 
 def probe_accelerator(command: Sequence[str] = (sys.executable, "-m", "exo_cli.engine.probe")) -> Accelerator:
@@ -66,8 +71,15 @@ def probe_accelerator(command: Sequence[str] = (sys.executable, "-m", "exo_cli.e
 
 
 def machine(accelerator: Accelerator) -> Machine:
+    kernels = kernels_here() if accelerator.backend == "cpu" else None
     return Machine(
-        host=host_id(), os=_os_text(), chip=_chip(accelerator), cores=_cores(), accelerator=accelerator
+        host=host_id(),
+        os=_os_text(),
+        chip=_chip(accelerator),
+        cores=_cores(),
+        accelerator=accelerator,
+        kernels=kernels,
+        numerics=numerics_here(accelerator.backend, kernels),
     )
 
 

@@ -16,6 +16,7 @@ from exo_cli.wire.stubs import control
 
 ASK_TIMEOUT_S = 5.0
 RATE_OVER_MS = 400
+RATE_LOOKS = 3
 FOREVER_MS = 2**64 - 1
 
 
@@ -43,8 +44,10 @@ async def _stats(node: Node, source: KeyringSource) -> tuple[NodeMemory, list[Ru
                     pb.StatsRequest(hello=hello(), every_ms=RATE_OVER_MS), timeout=ASK_TIMEOUT_S
                 )
                 reply: pb.StatsReply = await replies.read()
-                if any(stage.requests for stage in reply.stages):
-                    # What runs has a rate: the difference of two looks.
+                for _ in range(RATE_LOOKS):
+                    if all(stage.tokens_per_s for stage in reply.stages if stage.requests):
+                        break
+                    # What runs has a rate: the difference of two looks, between which an engine told of it.
                     reply = await replies.read()
                 replies.cancel()
     except ExoError as error:
@@ -78,6 +81,8 @@ def _stage(node: Node, stage: pb.StageStats) -> RunningStage:
         step_ms_p99=round(stage.step_ms_p99, 3),
         idle_s=stage.idle_ms / 1000,
         keep_alive_s=None if stage.keep_alive_ms == FOREVER_MS else stage.keep_alive_ms / 1000,
+        numerics=stage.numerics or None,
+        numerics_reason=stage.numerics_reason or None,
         failure=stage.failure or None,
     )
 

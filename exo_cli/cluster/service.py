@@ -53,7 +53,6 @@ class NodeService(ControlServicer):
             node=msgspec.json.encode(me.record()),
             formats=me.formats,
             refused=me.refused,
-            numerics=me.numerics,
         )
 
     async def Echo(self, frames: AsyncIterator[pb.EchoFrame], context: Any) -> None:

@@ -10,11 +10,13 @@ from exo_cli.commands.options import (
     DataPortsOption,
     InsecureFlag,
     InterfaceOption,
+    KvBitsOption,
     NodesOption,
     NoInterfaceOption,
     NumericsOption,
     PeerOption,
     PlanOption,
+    kv_bits_of,
     numbers,
     peers,
     port_range,
@@ -25,7 +27,7 @@ from exo_cli.errors import UsageProblem
 
 MAX_SEED = 2**63 - 1
 _LOAD = ("prompt_tokens", "gen_tokens", "concurrency", "depth", "repeat", "warmup", "seed")
-_NODES = ("plan", "nodes", "peer", "data_ports", "insecure")
+_NODES = ("plan", "nodes", "peer", "data_ports", "insecure", "kv_bits")
 _OWN = ("threads", "memory", "numerics")
 _FILES = ("report", "to")
 # What each way of calling it takes, besides what says which way it is.
@@ -146,7 +148,8 @@ def bench(
             help="On this machine's own node, with so much for models, like 24GB or 24GiB.",
         ),
     ] = None,
-    numerics: NumericsOption = "exact",
+    numerics: NumericsOption = None,
+    kv_bits: KvBitsOption = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="PATH", help="Write it as a page of HTML as well."),
@@ -176,6 +179,8 @@ def bench(
     intervals of two runs overlap, the runs agree. Decoding is measured while all requests of a round
     decode. At a depth, what stands before the prompt is kept, so that its figures are those of the prompt
     and the answer behind it.
+
+    It computes as `exo run` would, unless --numerics says how; the result names what ran on each stage.
 
     Greedy tokens must be the same at all levels, and on a split model the same as by the whole model, if
     this machine can run that. Else the figures are marked invalid, and the exit code is 80. Of a server,
@@ -228,6 +233,7 @@ def bench(
         threads=threads,
         memory_bytes=None if memory is None else size_bytes(memory, "--memory"),
         numerics=numerics,
+        kv_bits=kv_bits_of(kv_bits),
         insecure=insecure,
     )
     wanted = model if geometry is None else work.random(geometry, bits, group, seed)

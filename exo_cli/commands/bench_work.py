@@ -36,7 +36,8 @@ class Where:
     alone: bool
     threads: int | None
     memory_bytes: int | None
-    numerics: Literal["exact", "fast"]
+    numerics: Literal["exact", "fast"] | None
+    kv_bits: Literal[8] | None
     insecure: bool
 
 
@@ -61,6 +62,11 @@ def chain(
     from exo_cli.drive.plans import read_plan
     from exo_cli.trust.keyring import KeyringSource
 
+    plan = read_plan(where.plan) if where.plan is not None else None
+    if plan is not None and len(plan.replicas) > 1:
+        session.output.note(
+            f"the plan has {len(plan.replicas)} chains; what is measured is the first one alone"
+        )
     private: list[str] = []
     if where.threads is not None:
         private += ["--threads", str(where.threads)]
@@ -71,17 +77,20 @@ def chain(
         weights_dir=config.cache_dir() / "weights",
         nodes_dir=config.nodes_dir(),
         topology=session.topology,
-        plan=read_plan(where.plan) if where.plan is not None else None,
+        plan=plan,
         peers=where.peers,
         nodes=where.nodes,
         data_ports=where.data_ports,
         numerics=where.numerics,
+        kv_bits=where.kv_bits,
         alone=where.alone,
         private=tuple(private),
     )
     job = Job(settings, load, depth_said, where.threads, where.memory_bytes)
     work, view = Work(session.output), Measuring(session.output, where.alone)
-    telling = Telling(chosen=view.chosen, progress=work.progress, downloaded=work.downloaded)
+    telling = Telling(
+        chosen=view.chosen, progress=work.progress, downloaded=work.downloaded, loaded=work.loaded
+    )
     return asyncio.run(
         measure(job, KeyringSource(where.insecure), telling, on_round=view.round, on_gate=view.gate)
     )

@@ -46,7 +46,9 @@ def fetch(
     connections: Annotated[
         int, typer.Option("--connections", min=1, max=32, metavar="N", help="To the hub, at once.")
     ] = 4,
-    offline: Annotated[bool, typer.Option("--offline", help="Ask no hub; what is not here fails.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no hub: what is not here comes from the nodes, or fails.")
+    ] = False,
     list_: Annotated[
         bool, typer.Option("--list", help="Show what is on this machine, wherever it lies.")
     ] = False,

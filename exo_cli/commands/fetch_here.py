@@ -188,7 +188,7 @@ class Move:
                 f"{model} is not whole in the hub's cache of this machine",
                 hint=f"exo fetch {model}, then again.",
             )
-        bars = Bars(self.output)
+        bars = Bars(self.output, doing="writing")
 
         def told(file: str, done: int, total: int) -> None:
             bars.moved(Moved(model, file, DISK, done, total, 1, 1))
@@ -210,7 +210,7 @@ class Move:
         from exo_cli.fetch.ensure import take_in
         from exo_cli.fetch.order import Order
 
-        bars, began_s = Bars(self.output), time.monotonic()
+        bars, began_s = Bars(self.output, doing="taking in"), time.monotonic()
         order = Order(on_wait=bars.waits)
         name, brought = asyncio.run(take_in(self.folder, self.stores, order, on_progress=bars.moved))
         fetched(self.output, None, name, None, brought, time.monotonic() - began_s)

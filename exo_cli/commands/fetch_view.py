@@ -24,6 +24,7 @@ class Bars:
 
     output: Output
     node: str | None = None
+    doing: str = "fetching"
     _began_s: float = field(default_factory=time.monotonic)
     _began_bytes: int | None = None
     _shown_s: dict[str, float] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Bars:
             self._said = True
             where = f" on {self.node}" if self.node else ""
             todo = bytes_text(moved.total_bytes - moved.done_bytes)
-            self.output.note(f"fetching {moved.repository}{where}: {todo}")
+            self.output.note(f"{self.doing} {moved.repository}{where}: {todo}")
         if not self._said:
             return
         prefix = f"{self.node}: " if self.node else ""

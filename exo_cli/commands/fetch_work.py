@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from exo_cli.fetch.hub import Brought
     from exo_cli.fetch.order import Order
     from exo_cli.fetch.stores import Stores
-    from exo_cli.schemas.fetch import FetchForecast
+    from exo_cli.schemas.fetch import FetchForecast, FetchShare
     from exo_cli.schemas.topology import Node
 
 
@@ -82,7 +82,7 @@ class Work:
         fetched(self.session.output, None, model, self.layers, brought, time.monotonic() - began_s)
 
     async def _look(self, model: str) -> None:
-        from exo_cli.fetch.ensure import look
+        from exo_cli.fetch.forecast import look
 
         bars = Bars(self.session.output)
         forecast = await look(model, self.stores, self._order(bars))
@@ -156,7 +156,21 @@ def show_forecast(output: Output, forecast: "FetchForecast") -> None:
     for share in forecast.shares:
         layers = "all" if share.layers is None else f"{share.layers[0]}-{share.layers[1] - 1}"
         free = bytes_text(share.free_bytes) if share.free_bytes is not None else "-"
-        figures = (share.total_bytes, share.here_bytes, share.hub_bytes, share.neighbour_bytes)
-        rows.append((share.node, layers, *map(bytes_text, figures), free))
+        figures = (share.total_bytes, share.here_bytes, share.hub_bytes)
+        rows.append((share.node, layers, *map(bytes_text, figures), _from_neighbours(share), free))
     output.rows(("node", "layers", "wanted", "here", "from hub", "from neighbours", "disk free"), rows)
     output.note(f"{bytes_text(forecast.hub_bytes)} would come from the hub; nothing was fetched")
+    for share in forecast.shares:
+        if share.lacking_bytes:
+            output.warning(
+                f"{bytes_text(share.lacking_bytes)} for {share.node} are to be had from nobody here"
+            )
+
+
+def _from_neighbours(share: "FetchShare") -> str:
+    """How much, and from whom."""
+    from exo_cli.fetch.meter import HUB
+    from exo_cli.views.figures import bytes_text
+
+    each = [f"{name} {bytes_text(size)}" for name, size in share.by_source.items() if name != HUB]
+    return ", ".join(each) or bytes_text(0)

@@ -59,11 +59,20 @@ NodesOption = Annotated[
     ),
 ]
 NumericsOption = Annotated[
-    Literal["exact", "fast"],
+    Literal["exact", "fast"] | None,
     typer.Option(
         "--numerics",
         envvar="EXO_NUMERICS",
         help="exact: as mlx-lm, token for token. fast: on CPUs by kernels of our own, within a stated bound.",
+        show_default="fast where all nodes that are used are CPUs, else exact",
+    ),
+]
+KvBitsOption = Annotated[
+    Literal["8"] | None,
+    typer.Option(
+        "--kv-bits",
+        metavar="8",
+        help="Keep the caches of requests in 8 bits a number: less memory, a little less exact.",
     ),
 ]
 DataPortsOption = Annotated[
@@ -112,6 +121,11 @@ def seconds_or_forever(text: str, option: str) -> float:
 
 
 LOOKUP_S = 5.0
+
+
+def kv_bits_of(text: Literal["8"] | None) -> Literal[8] | None:
+    """--kv-bits as a number."""
+    return None if text is None else 8
 
 
 def peers(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...]:

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from exo_cli.commands.options import count_of, share_of
+from exo_cli.commands.options import KvBitsOption, count_of, kv_bits_of, share_of
 from exo_cli.commands.plan_model import Subject, Wishes, problem_of, read_topology, subject
 from exo_cli.commands.session import Session, verb
-from exo_cli.errors import Exit, UsageProblem
+from exo_cli.errors import Exit, Unavailable, UsageProblem
 
 if TYPE_CHECKING:
-    from exo_cli.planning.problem import Problem
+    from exo_cli.planning.problem import Parallel, Problem
     from exo_cli.schemas.plan import Plan
 
 
@@ -26,7 +26,7 @@ def plan(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="A name such as llama-3.3-70b, a directory, or the path of a config.json.",
+            help="A name such as llama-3.3-70b, a repository of the hub, a directory, or a config.json.",
             show_default=False,
         ),
     ] = None,
@@ -77,8 +77,12 @@ def plan(
         int | None, typer.Option("--max-nodes", min=1, metavar="N", help="Use so many nodes at most.")
     ] = None,
     parallel: Annotated[
-        Literal["auto", "pipeline", "replicas"],
-        typer.Option("--parallel", help="One chain of stages, whole copies, or whatever is best."),
+        Literal["auto", "pipeline", "replicas", "tensor", "hybrid"],
+        typer.Option(
+            "--parallel",
+            help="One chain of stages, whole copies, or whatever is best. tensor and hybrid are refused: "
+            "no engine shares layers between machines yet.",
+        ),
     ] = "auto",
     only_link: Annotated[
         Literal["thunderbolt", "ethernet", "wifi", "infiniband"] | None,
@@ -90,6 +94,7 @@ def plan(
             "--headroom", metavar="SHARE", help="Of a node's free memory, what is left to its system."
         ),
     ] = "10%",
+    kv_bits: KvBitsOption = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say also what each node is worth, and what else there was.")
     ] = False,
@@ -121,9 +126,10 @@ def plan(
       exo discover --json | exo plan llama-3.3-70b --topology - --json | jq .forecast
 
     Reads the topology file and measures nothing; exo discover writes it. A model need not be here to be
-    planned. The bars are memory: weights, caches for the context and the requests, the engine itself, and
-    what the node may use. Tables count layers with the last one included (0-11 are twelve); --layers and
-    JSON do not (0:12). Exit 79 says that nothing fits, with the nearest miss and what would make it fit.
+    planned: of one that is neither here nor in the catalogue, the hub is asked for its config.json. The
+    bars are memory: weights, caches for the context and the requests, the engine itself, and what the node
+    may use. Tables count layers with the last one included (0-11 are twelve); --layers and JSON do not
+    (0:12). Exit 79 says that nothing fits, with the nearest miss and what would make it fit.
     """
     from exo_cli import config
     from exo_cli.commands import plan_view
@@ -137,9 +143,10 @@ def plan(
         exclude=tuple(exclude or ()),
         min_nodes=min_nodes,
         max_nodes=max_nodes,
-        parallel=None if parallel == "auto" else parallel,
+        parallel=_parallel(parallel),
         only_link=only_link,
         headroom=share_of(headroom, "--headroom"),
+        kv_bits=kv_bits_of(kv_bits),
     )
     weights_dir = config.cache_dir() / "weights"
     _check_ways(model, suggest, diff is not None, watch, to)
@@ -162,11 +169,24 @@ def plan(
     return Exit.OK
 
 
+def _parallel(asked: str) -> "Parallel | None":
+    """As the planner calls it; what no engine runs is not planned."""
+    if asked in ("tensor", "hybrid"):
+        raise Unavailable(
+            f"--parallel {asked}: layers cannot be shared between nodes yet, only dealt out whole",
+            hint="Take --parallel pipeline, or leave it out; exo plan says what that is worth.",
+        )
+    if asked == "pipeline":
+        return "pipeline"
+    return "replicas" if asked == "replicas" else None
+
+
 def made(problem: "Problem", wanted: Subject) -> "Plan":
     """The plan, or DoesNotFit."""
     from exo_cli.planning.planner import make_plan
 
-    return make_plan(problem, wanted.ref, variants=wanted.variants())
+    fewer: tuple[Literal[8], ...] = (8,) if problem.work.kv_bits is None else ()
+    return make_plan(problem, wanted.ref, variants=wanted.variants(), kv_bits=fewer)
 
 
 def _check_ways(model: str | None, suggest: bool, diff: bool, watch: bool, out: Path | None) -> None:

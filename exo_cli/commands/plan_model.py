@@ -1,7 +1,7 @@
 """What `plan` is asked for, as a problem: the model's configuration, the topology, the wishes.
 
-A model need not be here: the catalogue's are known by their configuration alone. Knows nothing of what
-is shown.
+A model need not be here: the catalogue's are known by their configuration alone, and of others the hub is
+asked for it, which is a few KB. Knows nothing of what is shown.
 """
 
 import re
@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from exo_cli.errors import BadData, NotFound, UsageProblem
 
 if TYPE_CHECKING:
+    from exo_cli.fetch.seek import Sought
     from exo_cli.planning.cluster import Cluster
     from exo_cli.planning.problem import Limits, Objective, Parallel, Problem
     from exo_cli.planning.work import Work
@@ -39,6 +40,7 @@ class Wishes:
     parallel: "Parallel | None"
     only_link: str | None
     headroom: float
+    kv_bits: Literal[8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +85,48 @@ def subject(name: str, weights_dir: Path) -> Subject:
         ref = ModelRef(name=called, revision=None, digest=directory.digest)
         return Subject(ref, directory.config, sought.repository or "", True)
     row = catalogue.find(name.partition("@")[0])
-    if row is None:
-        raise NotFound(
-            sought.missing().message,
-            hint="exo plan knows the models of its catalogue (exo plan --suggest); of others it reads "
-            "config.json: name the file or its directory.",
+    if row is not None:
+        return _from_row(row, name)
+    if sought.repository is not None:
+        return _from_hub(sought)
+    raise NotFound(
+        sought.missing().message,
+        hint="exo plan knows the models of its catalogue (exo plan --suggest); of others it reads "
+        "config.json: name the file, its directory, or a repository of the hub like org/name.",
+    )
+
+
+def _from_hub(sought: "Sought") -> Subject:
+    """Its listing and its config.json; no weights, no tokenizer."""
+    import json
+    import threading
+
+    from exo_cli.fetch.hub import LISTING_TRIES
+    from exo_cli.fetch.hub_client import HubClient
+    from exo_cli.fetch.hub_errors import offline
+    from exo_cli.fetch.names import CONFIG
+    from exo_cli.fetch.patience import Patience
+    from exo_cli.fetch.seek import is_offline
+    from exo_cli.models.directory import MAX_CONFIG_BYTES
+    from exo_cli.schemas.plan import ModelRef
+
+    if is_offline():
+        raise offline(sought)
+    client = HubClient(sought)
+    patience = Patience(threading.Event(), lambda error, wait_s: None, tries=LISTING_TRIES)
+    repository = client.listing(patience)
+    file = repository.files[CONFIG]
+    data = client.read(file, 0, min(file.size, MAX_CONFIG_BYTES), patience)
+    try:
+        config = json.loads(data) if file.size <= MAX_CONFIG_BYTES else None
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise BadData(
+            f"the config.json of {sought.repository} is none of a model", hint="Look at it on the hub."
         )
-    return _from_row(row, name)
+    ref = ModelRef(name=sought.name, revision=repository.commit, digest="")
+    return Subject(ref, config, repository.name, False)
 
 
 def _from_row(row: Any, name: str) -> Subject:
@@ -155,6 +192,7 @@ def problem_of(work: "Work", topology: "Topology", wishes: Wishes) -> "Problem":
     from exo_cli.planning.problem import Problem
     from exo_cli.wire.hello import PROTOCOL
 
+    work = work.with_kv_bits(wishes.kv_bits)
     if wishes.context is not None and wishes.context > work.longest:
         raise UsageProblem(
             f"the model knows a context of {work.longest} tokens, not {wishes.context}",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from exo_cli.commands.plan_model import DEFAULT_CONTEXT, Wishes, catalogue_subjects, problem_of, read_topology
 from exo_cli.commands.session import Session
-from exo_cli.errors import DoesNotFit, Exit, Unavailable
+from exo_cli.errors import Exit, Unavailable
 
 if TYPE_CHECKING:
     from exo_cli.schemas.plan import Plan
@@ -104,7 +104,7 @@ def show_suggestions(session: Session, wishes: Wishes, weights_dir: Path) -> int
 
 def suggestions(session: Session, wishes: Wishes, weights_dir: Path) -> list["Suggestion"]:
     """What fits, on disk first, then the larger first."""
-    from exo_cli.planning.planner import make_plan
+    from exo_cli.planning.planner import find_plan
     from exo_cli.planning.problem import needed_bytes
     from exo_cli.planning.work import work_of
     from exo_cli.schemas.planning import Suggestion
@@ -118,9 +118,8 @@ def suggestions(session: Session, wishes: Wishes, weights_dir: Path) -> list["Su
         problem = problem_of(work, topology, wishes)
         if not problem.cluster.places:
             raise Unavailable("no node takes work", hint="Start one with exo serve-shard, then exo discover.")
-        try:
-            plan = make_plan(problem, each.ref, whole=False)
-        except DoesNotFit:
+        plan = find_plan(problem, each.ref, whole=False)
+        if plan is None:
             continue
         ranks = [rank for replica in plan.replicas for stage in replica.stages for rank in stage.ranks]
         assert plan.forecast is not None

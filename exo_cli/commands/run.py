@@ -9,10 +9,12 @@ from exo_cli.commands.options import (
     INSECURE_WARNING,
     DataPortsOption,
     InsecureFlag,
+    KvBitsOption,
     NodesOption,
     NumericsOption,
     PeerOption,
     PlanOption,
+    kv_bits_of,
     peers,
     port_range,
 )
@@ -126,7 +128,8 @@ def run(
     nodes: NodesOption = None,
     peer: PeerOption = None,
     data_ports: DataPortsOption = "0",
-    numerics: NumericsOption = "exact",
+    numerics: NumericsOption = None,
+    kv_bits: KvBitsOption = None,
     insecure: InsecureFlag = False,
 ) -> int:
     """Run a model on the cluster, or on this machine alone.
@@ -147,6 +150,10 @@ def run(
     It uses the nodes that have the model loaded, else those that answer now, else this machine alone,
     and says on standard error what it chose. Where a node is lost, the answer goes on on the others.
     Nodes keep the model for 10 minutes after its last use; `exo unload` frees them at once.
+
+    Where all nodes that are used are CPUs, kernels of our own compute (--numerics fast); a machine's first
+    run compiles them. --numerics exact gives mlx-lm's own tokens, and is slow on Linux. A model that the
+    kernels do not know is computed exactly, with a word about it.
 
     Only generated text goes to standard output. Sampling is as the model's generation_config.json
     recommends, unless it is said here.
@@ -200,6 +207,7 @@ def run(
         nodes=nodes,
         data_ports=port_range(data_ports, "--data-ports"),
         numerics=numerics,
+        kv_bits=kv_bits_of(kv_bits),
     )
     return _run(session, settings, text, wanted, insecure)
 
@@ -213,7 +221,11 @@ def _run(session: Session, settings: "Settings", text: str | None, wanted: Wante
 
     work = Work(session.output)
     telling = Telling(
-        chosen=work.chosen, progress=work.progress, downloaded=work.downloaded, recovered=work.recovered
+        chosen=work.chosen,
+        progress=work.progress,
+        downloaded=work.downloaded,
+        loaded=work.loaded,
+        recovered=work.recovered,
     )
 
     async def main() -> int:

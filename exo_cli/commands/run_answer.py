@@ -83,9 +83,9 @@ async def show(session: Session, answer: "Answer", driver: "Driver", wanted: Wan
                 view.piece(piece)
     except (ExoError, asyncio.CancelledError) as error:
         view.end_line()
-        view.summary(answer, "error" if isinstance(error, ExoError) else "cancelled")
+        view.summary(answer, "error" if isinstance(error, ExoError) else "cancelled", driver.stages)
         raise
     view.end_line()
-    view.summary(answer, answer.reason or "stop")
+    view.summary(answer, answer.reason or "stop", driver.stages)
     if wanted.stats:
         session.output.note(view.stats(answer, driver.stages))

@@ -28,8 +28,14 @@ _DOING = {
     "fetch": "fetching weights",
     "read": "reading weights",
     "make": "making weights",
+    "compile kernels": "compiling kernels for this processor, some seconds, once",
+    "pack": "packing weights",
     "warm-up": "warming up",
 }
+
+
+_ONCE = "compile kernels"
+"""Takes long and has no measure: said at once instead of drawn."""
 
 
 @dataclass(slots=True)
@@ -37,6 +43,7 @@ class Work:
     """What goes on before the first token, told briefly."""
 
     output: Output
+    _numerics: str | None = None
     _said: set[str] = field(default_factory=set)
     _bars: "Bars | None" = None
 
@@ -56,6 +63,17 @@ class Work:
             self.output.aside("\n")
         self.output.note(said)
 
+    def loaded(self, stages: "tuple[LoadedStage, ...]") -> None:
+        from exo_cli.drive.numerics import fell_back, ran
+
+        short, before = fell_back(stages), self._numerics
+        self._numerics = ran(stages)
+        if short is not None and short not in self._said:
+            self._said.add(short)
+            self.output.note(short)
+        elif before not in (None, self._numerics):
+            self.output.note(f"from here on it computes {self._numerics}, not {before}")
+
     def downloaded(self, moved: "Moved") -> None:
         from exo_cli.commands.fetch_view import Bars
 
@@ -71,11 +89,14 @@ class Work:
         what = f"{progress.node}: {_DOING.get(doing, doing)}"
         if what not in self._said:
             self._said.add(what)
-            self.output.detail(what)
+            (self.output.note if doing == _ONCE else self.output.detail)(what)
+        if doing == _ONCE:
+            return
         figures = {
             "fetch": f"{bytes_text(done)} of {bytes_text(total)}",
             "read": f"{done} of {total} layers",
             "make": f"{done} of {total} layers",
+            "pack": f"{done} of {total} layers",
         }
         self.output.progress(what, done, total, figures.get(doing, ""))
 
@@ -118,9 +139,12 @@ class Show:
             self.output.line()
             self._at_line_start = True
 
-    def summary(self, answer: "Answer", reason: "Reason") -> None:
+    def summary(self, answer: "Answer", reason: "Reason", stages: "tuple[LoadedStage, ...]") -> None:
         if self.output.json:
+            from exo_cli.drive.numerics import ran
             from exo_cli.schemas.events import RunSummary, line
+
+            reasons = dict.fromkeys(stage.numerics_reason for stage in stages if stage.numerics_reason)
 
             said = RunSummary(
                 finish_reason=reason,
@@ -129,11 +153,15 @@ class Show:
                 generated_tokens=answer.generated_tokens,
                 ttft_ms=self._ttft_ms(),
                 decode_tokens_per_s=self._rate(),
+                numerics=ran(stages),
+                numerics_reason="; ".join(reasons) or None,
             )
             self.output.json_line(line(said))
 
     def stats(self, answer: "Answer", stages: "tuple[LoadedStage, ...]") -> str:
         """One line for a person."""
+        from exo_cli.drive.numerics import ran
+
         ttft, rate = self._ttft_ms(), self._rate()
         where = ", ".join(f"{stage.node.name} {stage.layers[0]}-{stage.layers[1] - 1}" for stage in stages)
         return "; ".join(
@@ -143,6 +171,7 @@ class Show:
                 "no token came" if ttft is None else f"the first after {ttft:.0f} ms",
                 *([] if rate is None else [f"then {rate:.1f} tokens/s"]),
                 f"layers {where}",
+                f"numerics {ran(stages)}",
             )
         )
 

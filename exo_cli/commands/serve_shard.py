@@ -55,6 +55,15 @@ def serve_shard(
             help="Load this node's stages of a plan.json at once, and keep them loaded.",
         ),
     ] = None,
+    numerics: Annotated[
+        Literal["exact", "fast"] | None,
+        typer.Option(
+            "--numerics",
+            envvar="EXO_NUMERICS",
+            help="How the stages of --plan compute; say the same on all of its nodes.",
+            show_default="as the plan says, and exact if it does not",
+        ),
+    ] = None,
     peer: PeerOption = None,
     interface: InterfaceOption = None,
     no_interface: NoInterfaceOption = None,
@@ -185,6 +194,7 @@ def serve_shard(
         cores=frozenset() if cores is None else parse_cores(cores, "--cores"),
         keep_alive_s=None if keep_alive is None else seconds_or_forever(keep_alive, "--keep-alive"),
         measures=not no_measure,
+        numerics=numerics,
         # A driver's own node is told what to load; a plan in the settings is for the others.
         plan=None if plan is None or is_unix(listen or "") else read_plan(plan),
     )

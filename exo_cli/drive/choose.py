@@ -153,6 +153,8 @@ async def _planned(need: Need, around: Around, plan: Plan) -> Choice:
             what = f"another version of {need.model.name}: its digest begins with {plan.model.digest[:12]!r}"
             what += f", this one's with {need.model.digest[:12]!r}"
         raise BadData(f"the plan is for {what}", hint="Make the plan anew, or leave --plan out.")
+    if need.kv_bits is not None:
+        plan = structs.replace(plan, kv_bits=need.kv_bits)
     check_stages(plan, plan.replicas[0].stages if plan.replicas else (), need.size.layers)
     wanted = {rank.node for replica in plan.replicas[:1] for stage in replica.stages for rank in stage.ranks}
     known = [node for node in around.topology.nodes if wanted & {node.id, node.name}]

@@ -20,6 +20,7 @@ from exo_cli.cluster.topology_file import TopologyFile
 from exo_cli.drive.chain import Chain, Recover
 from exo_cli.drive.choose import Around, Choice, choose_roomy
 from exo_cli.drive.load import LoadedStage, Progress, addresses, load
+from exo_cli.drive.numerics import Numerics, numerics_of
 from exo_cli.drive.private import private_node
 from exo_cli.drive.recover import Lost, blame, who
 from exo_cli.drive.shares import Shares
@@ -58,7 +59,10 @@ class Settings:
     """How many nodes to begin on; an answer whose node is lost goes on on what is left."""
     data_ports: tuple[int, int] = (0, 0)
     """The TCP ports on which our files may be offered, both included; (0, 0): any free one."""
-    numerics: Literal["exact", "fast"] = "exact"
+    numerics: Numerics | None = None
+    """None: `fast` where every node of a chain offers it, else `exact`; a plan may say which."""
+    kv_bits: Literal[8] | None = None
+    """Of a number in the caches; None: as the plan says, or as it is computed."""
     alone: bool = False
     """On a node of our own, whoever answers."""
     private: tuple[str, ...] = ()
@@ -72,6 +76,8 @@ class Telling:
     chosen: Callable[[Choice], None] = lambda choice: None
     progress: Callable[[Progress], None] = lambda progress: None
     downloaded: Callable[[Moved], None] = lambda progress: None
+    loaded: Callable[[tuple[LoadedStage, ...]], None] = lambda stages: None
+    """The chain is there."""
     recovered: Callable[[str], None] = lambda said: None
     """An answer goes on elsewhere: why, and where."""
 
@@ -180,7 +186,16 @@ class Driver:
         )
         model = ModelRef(name=self.name, revision=None, digest=self.directory.digest)
         nodes = self._settings.nodes if avoid is None else None
-        need = Need(model, self.size, needed, concurrency=self.concurrency, nodes=nodes)
+        kv_bits = self._settings.kv_bits
+        need = Need(
+            model,
+            self.size,
+            needed,
+            concurrency=self.concurrency,
+            kv_bits=kv_bits,
+            nodes=nodes,
+            exact=self._settings.numerics == "exact",
+        )
         plan = self._settings.plan
         if plan is not None and self._random is not None:
             # It says where the layers go; whose they are to be makes no difference.
@@ -192,6 +207,7 @@ class Driver:
         if self._random is None:
             await self._offer(choice)
         self.stages = await self._load(choice, on_failed)
+        self._telling.loaded(self.stages)
         self.context = choice.plan.context
         chain = Chain(addresses(self.stages, choice.links), self._source)
         self._chain = await self._chain_undo.enter_async_context(chain)
@@ -214,7 +230,7 @@ class Driver:
             self._source,
             weights_from=self._shares.address if self._shares is not None else lambda node: "",
             random=self._random,
-            numerics=self._settings.numerics,
+            numerics=numerics_of(choice, self._settings.numerics),
             on_progress=self._telling.progress,
             on_failed=failed.append,
         )

@@ -54,6 +54,9 @@ class LoadedStage:
     """Whether it was loaded just now; else the node had it."""
     took_s: float = 0.0
     """From asking the node to its answer."""
+    numerics: str = "exact"
+    """How it computes; `numerics_reason` says why it is exact where fast was asked for."""
+    numerics_reason: str = ""
 
 
 async def load(
@@ -176,6 +179,8 @@ async def _load_one(
                             kv_budget_bytes=ready.kv_budget_bytes,
                             fresh=begun.fresh,
                             took_s=loop.time() - began_s,
+                            numerics=ready.numerics or "exact",
+                            numerics_reason=ready.numerics_reason,
                         )
     raise Unavailable(
         f"{node.name} ended the load without saying why", hint="exo ps shows what runs there; try again."

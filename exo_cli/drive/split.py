@@ -6,16 +6,17 @@ found (planning does) or carried out.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import structs
 
 from exo_cli.drive.size import ModelSize
 from exo_cli.errors import DoesNotFit, Unavailable
-from exo_cli.planning import cluster
+from exo_cli.planning import cluster, constants
 from exo_cli.planning.cluster import cluster_of, usable_bytes
 from exo_cli.planning.planner import find_plan
 from exo_cli.planning.problem import Limits, Problem, account, needed_bytes
+from exo_cli.planning.work import Work
 from exo_cli.schemas.plan import ModelRef, Plan, PlannedStage, Rank, RankMemory, Replica
 from exo_cli.schemas.topology import Link, Node, Topology
 from exo_cli.wire.hello import PROTOCOL
@@ -36,17 +37,25 @@ class Need:
     size: ModelSize
     context: int
     concurrency: int = 1
+    kv_bits: Literal[8] | None = None
+    """Of a number in the caches; None: as it is computed."""
     nodes: int | None = None
     """How many nodes somebody wants it on; else as many as are best."""
+    exact: bool = False
+    """Somebody wants it computed so, whatever its nodes offer."""
+
+    @property
+    def work(self) -> Work:
+        return self.size.work.with_kv_bits(self.kv_bits)
 
     def memory(self, layers: Range, node: Node) -> RankMemory:
         """Of one stage there, item by item."""
         return account(
-            self.size.work,
+            self.work,
             layers,
             self.context,
             self.concurrency,
-            backend=node.backend,
+            base_bytes=constants.base_bytes(node.backend, fast="fast" in node.numerics and not self.exact),
             limit_bytes=usable_bytes(node),
         )
 
@@ -58,8 +67,10 @@ class Need:
 def split(need: Need, nodes: Sequence[Node], *, here: str, links: Sequence[Link] = ()) -> Plan:
     """A plan over some of `nodes`. `here` names the driver's own machine, whose nodes are taken where
     others are no better."""
+    if need.exact:
+        nodes = [structs.replace(node, numerics=("exact",)) for node in nodes]
     topology = Topology(nodes=tuple(nodes), links=tuple(links))
-    work = need.size.work
+    work = need.work
     there = cluster_of(topology, format=work.format, protocol=PROTOCOL, here=here)
     if not there.places:
         said = _list(f"{name} {why}" for name, why in sorted(there.left_out))
@@ -91,6 +102,7 @@ def plan_of(need: Need, chain: Sequence[tuple[Node, Range]], reason: str) -> Pla
         forecast=None,
         binding=None,
         reason=reason,
+        kv_bits=need.kv_bits,
     )
 
 

@@ -1,4 +1,4 @@
-"""A request's caches on one stage: what they cost, cutting them back, keeping a prefix for later.
+"""A request's caches on one stage: their kinds, what they cost, cutting back, keeping a prefix for later.
 
 Knows mlx-lm's kinds of caches and nothing of requests, frames or sampling.
 """
@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, QuantizedKVCache, RotatingKVCache
+
+from exo_cli.errors import BadData
 
 STEP = 256
 """mlx-lm's caches grow by so many positions at a time."""
@@ -45,6 +47,21 @@ def parts(caches: Sequence[Any]) -> Iterator[Any]:
             yield cache
 
 
+def in_bytes(cache: Any, bits: int) -> Any:
+    """As mlx-lm has it: a cache that keeps so many bits a number, instead of this one, which is empty."""
+    if isinstance(cache, CacheList):
+        return CacheList(*(in_bytes(each, bits) for each in cache.caches))
+    if type(cache) is KVCache:
+        return QuantizedKVCache(bits=bits)
+    if isinstance(cache, ArraysCache):
+        return cache  # a state holds no keys
+    raise not_in_bytes(bits, f"it has caches of the kind {type(cache).__name__}")
+
+
+def not_in_bytes(bits: int, why: str) -> BadData:
+    return BadData(f"{bits}-bit caches are not for this model: {why}", hint="Leave --kv-bits out.")
+
+
 def costs(used: Sequence[Any]) -> tuple[Cost, ...]:
     """What caches of these kinds take; `used` have gone through a step, so that their shapes are known."""
     return tuple(_cost(cache) for cache in parts(used))
@@ -60,6 +77,13 @@ def _cost(cache: Any) -> Cost:
         )
         cap = cache.max_size + STEP if isinstance(cache, RotatingKVCache) else None
         return Cost(a_token, cap, 0)
+    if isinstance(cache, QuantizedKVCache):
+        if cache.keys is None:
+            return Cost(0, None, 0)
+        kept = (*cache.keys, *cache.values)
+        return Cost(
+            sum(each.shape[0] * each.shape[1] * each.shape[3] * each.itemsize for each in kept), None, 0
+        )
     if isinstance(cache, ArraysCache):
         return Cost(0, None, cache.nbytes)
     # An unknown kind is taken to grow with every position.

@@ -34,10 +34,14 @@ def check_finite(paths: Iterable[str], weights: Mapping[str, mx.array], model: n
         else:
             continue
         if not good:
-            raise BadData(
-                f"the weights of {path} hold infinities or not-a-numbers",
-                hint="Fetch the model again; a file was damaged on its way, or was never right.",
-            )
+            raise not_finite(path)
+
+
+def not_finite(path: str) -> BadData:
+    return BadData(
+        f"the weights of {path} hold infinities or not-a-numbers",
+        hint="Fetch the model again; a file was damaged on its way, or was never right.",
+    )
 
 
 def _finite(array: mx.array) -> bool:

@@ -13,7 +13,7 @@ and nvfp4 stay. So `exact` (float32) multiplies packed weights with float32 acti
 MLX itself does with float32 inputs. Knows nothing of requests, caches or frames.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -163,7 +163,7 @@ def look(
     model_type = module_name(directory.config)
     check_kernels(model_type)
     tensors = {info.name: placeholder(info.shape, _dtype(info)) for info in directory.tensors.values()}
-    model = _build(directory, tensors, dtype)
+    model, _ = _build(directory, tensors, dtype)
     made_of = _made_of(model, tensors)
     try:
         anatomy = survey(model, model_type=model_type, config=directory.config)
@@ -179,12 +179,57 @@ def load_stage(
 
     `progress` hears (layers done, layers in all). The thread that calls this has to run the stage.
     """
+    return open_stage(skeleton, first, last).read(progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A stage whose weights are not read yet."""
+
+    skeleton: Skeleton
+    stage: Stage
+    mine: frozenset[str]
+    """The paths of its weights."""
+    same: Mapping[str, TensorInfo] = field(repr=False)
+    """Weights that are a file's tensor as it lies there, but for a cast."""
+    weights_bytes: int
+    read_bytes: int
+    _unread: dict[str, mx.array] = field(repr=False)
+
+    def read(self, progress: Callable[[int, int], None] | None = None, *, but: Container[str] = ()) -> Loaded:
+        """Evaluates what is not read yet, a layer at a time, so that no more than one is in memory twice."""
+        owner = self.skeleton.anatomy.owners()
+        first, last = self.stage.first, self.stage.last
+        groups: dict[int | None, list[str]] = {}
+        for path in sorted(set(self._unread).difference(each for each in self._unread if each in but)):
+            groups.setdefault(owner[path], []).append(path)
+        if progress is not None:
+            progress(0, last - first)
+        for done, layer in enumerate([None, *range(first, last)]):
+            weights = {path: self._unread.pop(path) for path in groups.get(layer, [])}
+            self._evaluate(weights, layer)
+            if progress is not None and done:
+                progress(done, last - first)
+        return Loaded(self.stage, self.weights_bytes, self.read_bytes)
+
+    def _evaluate(self, weights: dict[str, mx.array], layer: int | None) -> None:
+        made_of = self.skeleton.made_of
+        self.skeleton.origin.prepare({name for path in weights for name in made_of[path]})
+        try:
+            mx.eval(list(weights.values()))
+        except RuntimeError as error:
+            raise BadData(f"the weights of layer {layer} cannot be read: {error}"[:300]) from error
+        check_finite(weights, weights, self.stage.model)
+
+
+def open_stage(skeleton: Skeleton, first: int, last: int) -> Opened:
+    """A stage of layers `first` to `last` (excluded); nothing of its weights is read."""
     directory, anatomy = skeleton.directory, skeleton.anatomy
     check_backend(anatomy.model_type)
     needed = skeleton.tensors(first, last)
     source = {info.name: _not_here(info.shape, _dtype(info)) for info in directory.tensors.values()}
     source |= skeleton.origin.arrays(directory, needed)
-    model = _build(directory, source, skeleton.dtype)
+    model, unchanged = _build(directory, source, skeleton.dtype)
     source.clear()  # or what is cast would stay in memory as it was read, too
     weights = dict(tree_flatten(model.parameters()))
     mine = anatomy.stage_weights(first, last)
@@ -192,40 +237,19 @@ def load_stage(
     for path, array in weights.items():
         if path not in mine:
             weights[path] = _not_here(array.shape, array.dtype)
-    total = _read(model, weights, mine, skeleton, first, last, progress)
     model.update(tree_unflatten(list(weights.items())))
     model.eval()
-    return Loaded(Stage(model, anatomy, first, last), total, sum(info.nbytes for info in needed))
-
-
-def _read(
-    model: nn.Module,
-    weights: Mapping[str, mx.array],
-    mine: frozenset[str],
-    skeleton: Skeleton,
-    first: int,
-    last: int,
-    progress: Callable[[int, int], None] | None,
-) -> int:
-    """Evaluates the stage's weights, a layer at a time, so that no more than one is in memory twice."""
-    owner = skeleton.anatomy.owners()
-    groups: dict[int | None, list[str]] = {}
-    for path in sorted(mine):
-        groups.setdefault(owner[path], []).append(path)
-    if progress is not None:
-        progress(0, last - first)
-    for done, layer in enumerate([None, *range(first, last)]):
-        paths = groups.get(layer, [])
-        skeleton.origin.prepare({name for path in paths for name in skeleton.made_of[path]})
-        try:
-            mx.eval([weights[path] for path in paths])
-        except RuntimeError as error:
-            raise BadData(f"the weights of layer {layer} cannot be read: {error}"[:300]) from error
-        check_finite(paths, weights, model)
-        if progress is not None and done:
-            progress(done, last - first)
     distinct = {id(weights[path]): weights[path] for path in mine}
-    return sum(array.nbytes for array in distinct.values())
+    lies_there = skeleton.origin is FILES
+    return Opened(
+        skeleton=skeleton,
+        stage=Stage(model, anatomy, first, last),
+        mine=mine,
+        same={path: directory.tensors[name] for path, name in unchanged.items() if lies_there},
+        weights_bytes=sum(array.nbytes for array in distinct.values()),
+        read_bytes=sum(info.nbytes for info in needed),
+        _unread={path: weights[path] for path in mine},
+    )
 
 
 def _not_here(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
@@ -239,8 +263,13 @@ def _dtype(info: TensorInfo) -> mx.Dtype:
     return dtype
 
 
-def _build(directory: ModelDirectory, tensors: Source, dtype: mx.Dtype | None) -> nn.Module:
-    """mlx-lm's own way from a directory to a lazy model, with our tensors in place of the files'."""
+def _build(
+    directory: ModelDirectory, tensors: Source, dtype: mx.Dtype | None
+) -> tuple[nn.Module, dict[str, str]]:
+    """mlx-lm's own way from a directory to a lazy model, with our tensors in place of the files'.
+
+    Beside it, weight to tensor, those weights that are one of these and nothing that was made of it.
+    """
     check_quantization(directory.config)
     base, arguments = classes(directory.config)
 
@@ -266,13 +295,16 @@ def _build(directory: ModelDirectory, tensors: Source, dtype: mx.Dtype | None) -
     except _FAULTS as error:
         raise _wrong_config(directory, error) from error
     model.__class__ = base
+    names = {id(array): name for name, array in tensors.items()}
+    weights = tree_flatten(model.parameters())
+    unchanged = {path: names[id(array)] for path, array in weights if id(array) in names}
     if dtype is not None:
         cast = [
             (path, array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array)
-            for path, array in tree_flatten(model.parameters())
+            for path, array in weights
         ]
         model.update(tree_unflatten(cast))
-    return model
+    return model, unchanged
 
 
 def _made_of(model: nn.Module, tensors: Source) -> dict[str, frozenset[str]]:

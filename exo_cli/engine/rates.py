@@ -1,9 +1,9 @@
 """A throw-away process that says how fast the engine computes on this machine, a line of JSON a format.
 
 Run as `python -m exo_cli.engine.rates [--numerics fast]`. Random weights in the engine's own loader, a model
-of few layers and one of more; what the further layers cost is the figure, so that what a step costs whatever
-is in it is not counted. The least of several rounds stands for a machine with nothing else to do. Knows
-nothing of nodes.
+of few layers and one of more; what the further layers cost is the figure, and the rest is what a step costs
+whatever is in it. The least of several rounds stands for a machine with nothing else to do. Knows nothing of
+nodes.
 """
 
 import json
@@ -27,9 +27,12 @@ FORMATS: Final = {"affine4": 4, "float32": 32}
 """By the names that plans use; `exact` computes in float32 what is not packed."""
 WIDTHS: Final = (512, 2048)
 """The second one where the first is too quick to be timed, or may lie in a processor's cache."""
-DEPTHS: Final = (1, 4)
+DEPTHS: Final = (2, 4)
+"""Of one layer too much may stay in a processor's cache."""
 QUICK_S: Final = 0.005
-ROUNDS_S: Final = 2.0
+BATCHES: Final = (4, 8)
+"""Rows of a step that are timed beside one row."""
+ROUNDS_S: Final = 1.5
 MIN_ROUNDS: Final = 3
 MAX_ROUNDS: Final = 40
 PROMPT: Final = 256
@@ -73,30 +76,31 @@ class Trial:
 
     def prefill_s(self) -> float:
         """A prompt's first piece."""
-        return self._request(())[1]
+        return self._request(())[2]
 
-    def decode_s(self) -> Callable[[], float]:
-        """Gives a token's time at each call; one behind the other in one request."""
-        held, _ = self._request((1,))
+    def decode_s(self, rows: int = 1) -> Callable[[], float]:
+        """Gives a step's time at each call: the next token of each of so many requests."""
+        requests = [self._request((1,)) for _ in range(rows)]
         at = 1
 
         def step() -> float:
             nonlocal at
-            took_s = self._step(held, at, [2])
+            took_s = self._step([(held, Row(number, at, 1)) for number, held, _ in requests], [2] * rows)
             at += 1
             return took_s
 
         return step
 
-    def _request(self, prompt: tuple[int, ...]) -> tuple[Any, float]:
+    def _request(self, prompt: tuple[int, ...]) -> tuple[int, Any, float]:
+        """Its number, what holds it, and how long its prompt took."""
         ids = prompt or tuple(1 + at % 7 for at in range(self.chunk))
         self._number += 1
         held, _ = self._compute.begin(Open(self._number, 1, ids, Sampling(temperature=0.0), MAX_ROUNDS + 2))
-        return held, self._step(held, 0, list(ids))
+        return self._number, held, self._step([(held, Row(self._number, 0, len(ids)))], list(ids))
 
-    def _step(self, held: Any, at: int, ids: list[int]) -> float:
+    def _step(self, rows: list[tuple[Any, Row]], ids: list[int]) -> float:
         began_s = time.perf_counter()
-        self._compute.run_last([(held, Row(self._number, at, len(ids)))], ids, None, [True])
+        self._compute.run_last(rows, ids, None, [True] * len(rows))
         return time.perf_counter() - began_s
 
 
@@ -123,21 +127,25 @@ def measure(name: str, numerics: Numerics, widths: tuple[int, ...] = WIDTHS) -> 
     """What plans want to know of a format."""
     for width in widths:
         shallow, deep = (Trial(FORMATS[name], width, layers, numerics) for layers in DEPTHS)
-        token_s = _further(shallow.decode_s(), deep.decode_s())
+        token_s, step_s = _further(shallow.decode_s(), deep.decode_s())
         if token_s * DEPTHS[1] >= QUICK_S:
             break
     rows = deep.chunk = shallow.chunk = min(shallow.chunk, deep.chunk)
-    prompt_s = _further(shallow.prefill_s, deep.prefill_s)
+    prompt_s, _ = _further(shallow.prefill_s, deep.prefill_s)
+    batches = [(n, _further(shallow.decode_s(n), deep.decode_s(n))[0]) for n in BATCHES]
     return {
         "format": name,
         "decode_bytes_per_s": deep.layer_bytes / token_s,
         "prefill_flop_per_s": rows * deep.layer_flop / prompt_s,
+        "step_s": step_s,
+        "batches": [{"rows": n, "times": took_s / token_s} for n, took_s in batches],
         "numerics": deep.numerics,
     }
 
 
-def _further(shallow: Callable[[], float], deep: Callable[[], float]) -> float:
-    """What a further layer costs: both in turns, so that both meet the same machine.
+def _further(shallow: Callable[[], float], deep: Callable[[], float]) -> tuple[float, float]:
+    """What a further layer costs, and what stays without any: both in turns, so that both meet the same
+    machine.
 
     Never more than an even share of the deeper one's time, and that where the two cannot be told apart.
     """
@@ -148,7 +156,8 @@ def _further(shallow: Callable[[], float], deep: Callable[[], float]) -> float:
     few, many = min(each for each, _ in took), min(each for _, each in took)
     share = many / DEPTHS[1]
     further = (many - few) / (DEPTHS[1] - DEPTHS[0])
-    return further if 0 < further < share else share
+    a_layer = further if 0 < further < share else share
+    return a_layer, max(0.0, many - DEPTHS[1] * a_layer)
 
 
 def report(numerics: Numerics) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from exo_cli.engine.caches import in_bytes
 from exo_cli.engine.cuts import Anatomy, swap_call
 from exo_cli.engine.payload import Payload
 from exo_cli.errors import BadData, Internal
@@ -52,6 +53,8 @@ class Stage:
         self.sends: Payload | None = anatomy.payload_at(last) if last < anatomy.n_layers else None
         self.owned = anatomy.caches(first, last)
         """The caches it keeps, by their place in the unsplit model's list."""
+        self.kv_bits: int | None = None
+        """Of a number in the caches that are made; None: as it is computed."""
         self._counts = self._needs_position()
         self._stands_in = self._substitutes()
         self._received: Any = None
@@ -61,6 +64,8 @@ class Stage:
         """mlx-lm's own caches for one batch, in the order in which `forward` wants them."""
         full = make_prompt_cache(self.model)
         mine = [full[place] for place in self.owned]
+        if self.kv_bits is not None:
+            mine = [in_bytes(cache, self.kv_bits) for cache in mine]
         return [*mine, Position()] if self._counts else mine
 
     def forward(

@@ -16,7 +16,7 @@ from exo_cli.engine import caches
 from exo_cli.engine.caches import Prefixes
 from exo_cli.engine.compute import MlxCompute, Request
 from exo_cli.engine.core import MAX_CHUNK, StageCore
-from exo_cli.engine.loading import FILES, Loaded, Origin, Skeleton, load_stage, look
+from exo_cli.engine.loading import FILES, Loaded, Opened, Origin, Skeleton, look, open_stage
 from exo_cli.engine.pace import TARGET_S
 from exo_cli.engine.random_weights import unpacked
 from exo_cli.engine.rows import attend_by_row
@@ -38,6 +38,11 @@ Covers = Callable[[str, int, int], bool]
 """Whether these bytes of a file may be read."""
 
 
+def on_cpu() -> bool:
+    """Whether MLX computes on the processor."""
+    return bool(mx.default_device().type == mx.cpu)
+
+
 def load(
     model_dir: str,
     *,
@@ -52,6 +57,7 @@ def load(
     covers: Covers = lambda file, start, end: True,
     random: RandomModel | None = None,
     numerics: Literal["exact", "fast"] = "exact",
+    kv_bits: Literal[8] | None = None,
 ) -> tuple[StageCore[Any], dict[str, Any]]:
     """The core, and what the engine says when it is ready.
 
@@ -59,30 +65,34 @@ def load(
     load is refused. More requests are let in where there is room; a longer one never is. `alone`: the
     process is this stage's, so that all it takes counts as its base. `random`: the model whose weights are
     made, and then nothing is in `model_dir`. `fast` computes with our own kernels where they know the model
-    and MLX is on a CPU, else as `exact` does; what it came to is said.
+    and MLX is on a CPU, else as `exact` does; what it came to is said. `kv_bits`: of a number in the caches;
+    a model that cannot have it is refused.
     """
     before = 0 if alone else _resident()
-    on_cpu = mx.default_device().type == mx.cpu
-    mx.set_cache_limit(CPU_CACHE_BYTES if on_cpu else GPU_CACHE_BYTES)
+    here = on_cpu()
+    mx.set_cache_limit(CPU_CACHE_BYTES if here else GPU_CACHE_BYTES)
     with _opened(model_dir, random) as (directory, origin):
         # What a compiled function is made from cannot be seen, so the model is looked at uncompiled. On a
         # CPU it stays so: MLX would start a C++ compiler, and what is computed is the same.
         mx.disable_compile()
         skeleton = look(directory, origin=origin)
-        if not on_cpu:
+        if not here:
             mx.enable_compile()
         _check_layers(skeleton, layers, layers_in_model)
         _check_here(skeleton, layers, memory_bytes, covers if random is None else None)
         doing = "read" if random is None else "make"
-        loaded = load_stage(skeleton, *layers, progress=lambda done, total: progress(doing, done, total))
-    progress("warm-up", 0, 1)
-    vocabulary = _vocabulary(directory.config)
-    made, why = None, ""
-    if numerics == "fast":
-        made, why = _native(loaded, vocabulary, wire_dtype, progress) if on_cpu else (None, "MLX has a GPU")
-    numerics = "exact" if made is None else "fast"
-    if made is None:
-        made = *warm(loaded, vocabulary, wire_dtype), loaded.weights_bytes
+        opened = open_stage(skeleton, *layers)
+        vocabulary = _vocabulary(directory.config)
+        made, why = None, ""
+        if numerics == "fast":
+            why = "MLX has a GPU"
+            if here:
+                made, why = _native(opened, vocabulary, wire_dtype, progress, kv_bits)
+        numerics = "exact" if made is None else "fast"
+        if made is None:
+            loaded = opened.read(lambda done, total: progress(doing, done, total))
+            progress("warm-up", 0, 1)
+            made = *warm(loaded, vocabulary, wire_dtype, kv_bits), loaded.weights_bytes
     compute, chunk, step_s, weights_bytes = made
     mx.clear_cache()
     base = max(0, _resident() - before - weights_bytes)
@@ -117,15 +127,26 @@ def load(
     }
 
 
+def kernels_ahead() -> None:
+    """Import our own kernels and what compiles them; raises ImportError where they cannot be had."""
+    from exo_cli.engine.cpu import start
+
+    start.ahead()
+
+
 def _native(
-    loaded: Loaded, vocabulary: int | None, wire_dtype: str, progress: Report
+    opened: Opened,
+    vocabulary: int | None,
+    wire_dtype: str,
+    progress: Report,
+    kv_bits: Literal[8] | None,
 ) -> tuple[tuple[MlxCompute, int, float, int] | None, str]:
     """The stage computed by our own kernels; where they do not know the model, None and why."""
     from exo_cli.engine.cpu.expand import NotNative
     from exo_cli.engine.cpu.start import native
 
     try:
-        compute, chunk, step_s = native(loaded, vocabulary, wire_dtype, progress)
+        compute, chunk, step_s = native(opened, vocabulary, wire_dtype, progress, kv_bits)
     except NotNative as refused:
         return None, str(refused)
     return (compute, chunk, step_s, compute.decoder.nbytes), ""
@@ -198,7 +219,7 @@ def _no_kv(context: int, concurrency: int, promised: int, free: int, memory: int
 
 
 def warm(
-    loaded: Loaded, vocabulary: int | None = None, wire_dtype: str = ""
+    loaded: Loaded, vocabulary: int | None = None, wire_dtype: str = "", kv_bits: Literal[8] | None = None
 ) -> tuple[MlxCompute, int, float]:
     """Run what will be run: a chunk, a token, two requests together.
 
@@ -208,8 +229,15 @@ def warm(
     for part in stage.model.modules():
         attend_by_row(type(part).__module__)
     trial = MlxCompute(stage, (), Prefixes(0), shares=False)
+    stage.kv_bits = kv_bits
     first, second = Request(stage.make_caches()), Request(stage.make_caches())
-    _run(trial, [(first, Row(1, 0, TRIAL_TOKENS))])
+    try:
+        _run(trial, [(first, Row(1, 0, TRIAL_TOKENS))])
+    except (TypeError, AttributeError, ValueError) as error:
+        if kv_bits is None:
+            raise
+        # Its attention does something with keys and values that cannot be done with packed ones.
+        raise caches.not_in_bytes(kv_bits, str(error)) from error
     _run(trial, [(second, Row(2, 0, TRIAL_TOKENS))])
     began_s = time.monotonic()
     _run(trial, [(first, Row(1, TRIAL_TOKENS, TRIAL_TOKENS))])

@@ -15,7 +15,8 @@ from typing import Final
 
 from exo_cli import atomic
 from exo_cli.errors import Internal
-from exo_cli.fetch.partial import Partial, PartialWriter
+from exo_cli.fetch.partial import Partial
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.seek import is_commit, repository_folder
 
 _NO_LINKS: Final = frozenset((errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS))

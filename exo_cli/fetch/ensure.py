@@ -6,12 +6,10 @@ does not wait for. Knows nothing of which neighbours there are, nor of how it is
 
 import asyncio
 import os
-import shutil
 import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -27,12 +25,9 @@ from exo_cli.fetch.names import INDEX, is_weights
 from exo_cli.fetch.order import Order
 from exo_cli.fetch.partial import Partial
 from exo_cli.fetch.ranges import layers_in_model
-from exo_cli.fetch.seek import MAIN, Sought, is_commit, repository_folder, seek
+from exo_cli.fetch.seek import MAIN, Sought, is_commit, is_offline, repository_folder, seek
 from exo_cli.fetch.stores import Stores
 from exo_cli.models.directory import MAX_INDEX_BYTES, ModelDirectory
-from exo_cli.schemas.fetch import FetchForecast, FetchShare
-
-THIS_MACHINE: Final = "this machine"
 
 
 async def ensure(name: str, stores: Stores, *, on_progress: OnMoved = meter.nobody) -> Path:
@@ -48,10 +43,15 @@ async def fetch(name: str, stores: Stores, order: Order, *, on_progress: OnMoved
         return here
     if sought.repository is None:
         raise sought.missing()
-    if order.offline:
-        raise offline(sought)
     told = on_loop(on_progress)
+    if asks_no_hub(order):
+        if order.peers:
+            from exo_cli.fetch.offline import from_neighbours
 
+            brought = await from_neighbours(sought, stores, order, told)
+            if brought is not None:
+                return brought
+        raise offline(sought, asked=[peer.name for peer in order.peers])
     if order.peers and order.keyring is not None:
         # Only now: what speaks to neighbours takes as long to start as all the rest.
         from exo_cli.fetch.several import from_several
@@ -67,59 +67,9 @@ async def fetch(name: str, stores: Stores, order: Order, *, on_progress: OnMoved
     return await in_thread(bring)
 
 
-async def look(name: str, stores: Stores, order: Order) -> FetchForecast:
-    """What a fetch would cost; only metadata is asked for, and kept for the fetch."""
-    sought = await asyncio.to_thread(seek_whole, name, stores.hub)
-    here = await asyncio.to_thread(found_here, sought, stores, order)
-    if here is not None:
-        return _forecast(name, here.commit, here.digest, 0, 0, order.layers, here.total_bytes, 0, stores)
-    if sought.repository is None:
-        raise sought.missing()
-    if order.offline:
-        raise offline(sought)
-
-    def work(stopped: threading.Event) -> FetchForecast:
-        model = HubModel(sought, stores, order.pace(stopped))
-        seen = model.look(order.layers)
-        todo = sum(span.size for span in model.missing(seen))
-        metadata = seen.heads.fetched_bytes
-        commit, digest = seen.repository.commit, seen.heads.digest
-        count = seen.layers_in_model
-        return _forecast(name, commit, digest, count, metadata, order.layers, seen.total_bytes, todo, stores)
-
-    return await in_thread(work)
-
-
-def _forecast(
-    name: str,
-    commit: str,
-    digest: str,
-    count: int,
-    metadata_bytes: int,
-    layers: tuple[int, int] | None,
-    total_bytes: int,
-    todo_bytes: int,
-    stores: Stores,
-) -> FetchForecast:
-    place = next(path for path in (stores.hub, *stores.hub.absolute().parents) if path.is_dir())
-    share = FetchShare(
-        node=THIS_MACHINE,
-        layers=layers,
-        total_bytes=total_bytes,
-        here_bytes=total_bytes - todo_bytes,
-        hub_bytes=todo_bytes,
-        neighbour_bytes=0,
-        free_bytes=shutil.disk_usage(place).free,
-    )
-    return FetchForecast(
-        model=name,
-        revision=commit,
-        digest=digest,
-        layers_in_model=count,
-        metadata_bytes=metadata_bytes,
-        hub_bytes=todo_bytes,
-        shares=(share,),
-    )
+def asks_no_hub(order: Order) -> bool:
+    """Whether the caller, or this user's settings, keep the hub from being asked."""
+    return order.offline or is_offline()
 
 
 async def take_in(

@@ -6,7 +6,6 @@ moves into the hub's own cache, where every other program finds it. Knows nothin
 how it is shown. Everything here blocks.
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +18,15 @@ from exo_cli.fetch.heads import Heads, HeadShelf, bring_heads
 from exo_cli.fetch.hub_client import Client, HubClient, Repository
 from exo_cli.fetch.keeping import adopt, finished, opened, prepare, size_of, wanted_of
 from exo_cli.fetch.meter import HUB, Meter, OnMoved, nobody
-from exo_cli.fetch.partial import Partial, PartialWriter
+from exo_cli.fetch.partial import Partial
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.pieces import Span
 from exo_cli.fetch.ranges import layers_in_model
+from exo_cli.fetch.room import free_bytes
 from exo_cli.fetch.seek import Sought, repository_folder
 from exo_cli.fetch.stores import Stores
 from exo_cli.fetch.transfer import Pace, Transfer
-from exo_cli.fetch.verify import Follower
+from exo_cli.fetch.verify import Follower, to_be_whole
 
 LISTING_TRIES: Final = 3
 """Who is not on the internet hears of it soon."""
@@ -138,7 +139,7 @@ class HubModel:
     def transfer(self, look: Look, writer: PartialWriter, meter: Meter) -> None:
         """What is missing, from the hub; files that become whole are compared with the hub's sha256."""
         for _ in range(_ROUNDS):
-            follower = Follower(writer, [span.path for span in look.wanted], self._pace.stopped)
+            follower = Follower(writer, to_be_whole(writer, look.wanted), self._pace.stopped)
             follower.start()
 
             def arrived(span: Span, follower: Follower = follower) -> None:
@@ -176,8 +177,7 @@ class HubModel:
 
     def _check_room(self, repository: Repository, needed: int) -> None:
         hub = self._stores.hub
-        place = next(path for path in (hub, *hub.absolute().parents) if path.is_dir())
-        free = shutil.disk_usage(place).free
+        free = free_bytes(hub)
         if needed > free:
             raise CannotCreate(
                 f"{repository.name} needs {needed:,} bytes more in {hub}, and {free:,} are free",

@@ -1,8 +1,8 @@
 """The hub, asked: what a repository holds at a commit, and bytes of its files.
 
-Through the library's own client, with its endpoint, token, proxies and offline switch. Every answer is
-compared with the listing: the commit, the name of the content, the size, the place. Knows nothing of
-disks, nor of asking again.
+Through the library's own client, with its endpoint, token, proxies, offline switch and errors; not through
+its HfApi, which takes as long to import as all the rest. Every answer is compared with the listing: the
+commit, the name of the content, the size, the place. Knows nothing of disks, nor of asking again.
 """
 
 import os
@@ -12,6 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from logging import ERROR
 from typing import Any, Final, Protocol
+from urllib.parse import quote
+
+import msgspec
 
 from exo_cli.errors import BadData, NotAuthorised
 from exo_cli.fetch.hub_errors import explained
@@ -78,6 +81,24 @@ class Client(Protocol):
     def short(self, file: HubFile, at: int) -> BadData: ...
 
 
+class _Lfs(msgspec.Struct, frozen=True):
+    sha256: str
+
+
+class _Sibling(msgspec.Struct, frozen=True, rename={"blob_id": "blobId"}):
+    rfilename: str
+    size: int | None = None
+    blob_id: str | None = None
+    lfs: _Lfs | None = None
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """What we read of the hub's description of a repository."""
+
+    sha: str
+    siblings: list[_Sibling]
+
+
 class IgnoresRange(Exception):
     """The server sends the whole file, whatever part is asked for."""
 
@@ -86,18 +107,20 @@ class HubClient:
     """One repository of the hub. Safe to use from several threads."""
 
     def __init__(self, sought: Sought) -> None:
-        from huggingface_hub import HfApi, logging
+        from huggingface_hub import constants
+        from huggingface_hub.utils import logging
 
         assert sought.repository is not None
         # It would tell of tokens and retries on its own.
         logging.get_logger().setLevel(ERROR)
         self._sought = sought
-        self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+        self._repository = sought.repository
+        self._endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self._commit = ""
 
     @property
     def endpoint(self) -> str:
-        return self._api.endpoint
+        return self._endpoint
 
     def pinned(self, commit: str) -> "HubClient":
         """Somebody else has asked for the listing: answers must be of this commit."""
@@ -131,14 +154,11 @@ class HubClient:
     @contextmanager
     def open(self, file: HubFile, start: int, end: int) -> Iterator[Iterator[bytes]]:
         """Bytes `start` to `end` as they come, perhaps fewer. IgnoresRange: only the whole file is served."""
-        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub import get_session
         from huggingface_hub.utils._headers import build_hf_headers
         from huggingface_hub.utils._http import hf_raise_for_status
 
-        assert self._sought.repository is not None
-        url = hf_hub_url(
-            self._sought.repository, file.name, revision=self._commit, endpoint=self._api.endpoint
-        )
+        url = f"{self._endpoint}/{self._repository}/resolve/{self._commit}/{quote(file.name)}"
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
         whole = (start, end) == (0, file.size)
         if not whole:
@@ -221,35 +241,44 @@ class HubClient:
         )
 
     def _listing(self) -> Repository:
-        sought = self._sought
-        assert sought.repository is not None
-        with explained(sought, self.endpoint):
-            info = self._api.model_info(
-                sought.repository, revision=sought.revision, files_metadata=True, timeout=ASK_S
-            )
-            commit = info.sha or ""
-            if not is_commit(commit):
-                raise BadData(f"{self.endpoint} names no commit of {sought.repository}: {shown(commit)}")
-            if is_commit(sought.revision) and commit != sought.revision:
-                raise BadData(f"{self.endpoint} answers with commit {commit}, not {sought.revision}")
-            found: dict[str, HubFile] = {}
-            listed: list[tuple[str, int]] = []
-            for file in info.siblings or []:
-                name = file.rfilename
-                if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-                    raise BadData(
-                        f"{sought.repository} has a file called {shown(name)}; nothing of it was fetched"
-                    )
-                if is_weights(name) or (is_small(name) and file.size):
-                    etag = file.lfs.sha256 if file.lfs is not None else file.blob_id or ""
-                    if not hub_names(etag):
-                        raise BadData(f"{self.endpoint} does not say what the content of {shown(name)} is")
-                    listed.append((name, file.size or 0))
-                    found[name] = HubFile(name, file.size or 0, etag)
-        sizes = check_listing(listed, sought.repository)
-        # The loader takes those called model…, where there are any; others are the same weights once more.
-        if any(is_weights(name) and name.startswith("model") for name in sizes):
-            sizes = {name: size for name, size in sizes.items() if is_small(name) or name.startswith("model")}
-        # Weights last: what has all of them has everything.
-        ordered = sorted(sizes, key=lambda name: (is_weights(name), name))
-        return Repository(sought.repository, commit, {name: found[name] for name in ordered})
+        from huggingface_hub import get_session
+        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils._http import hf_raise_for_status
+
+        sought, name = self._sought, self._repository
+        url = f"{self._endpoint}/api/models/{name}/revision/{quote(sought.revision, safe='')}"
+        with explained(sought, self._endpoint):
+            answer = get_session().get(url, headers=build_hf_headers(), params={"blobs": True}, timeout=ASK_S)
+            hf_raise_for_status(answer)
+        try:
+            said = msgspec.json.decode(answer.content, type=_Said)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise BadData(f"{self._endpoint} does not answer as a hub does: {error}"[:300]) from error
+        return _checked(said, sought, name, self._endpoint)
+
+
+def _checked(said: _Said, sought: Sought, name: str, endpoint: str) -> Repository:
+    """The hub's description of a repository, as far as it is a model's."""
+    if not is_commit(said.sha):
+        raise BadData(f"{endpoint} names no commit of {name}: {shown(said.sha)}")
+    if is_commit(sought.revision) and said.sha != sought.revision:
+        raise BadData(f"{endpoint} answers with commit {said.sha}, not {sought.revision}")
+    found: dict[str, HubFile] = {}
+    listed: list[tuple[str, int]] = []
+    for each in said.siblings:
+        file, size = each.rfilename, each.size or 0
+        if file.startswith("/") or "\\" in file or "\0" in file or ".." in file.split("/"):
+            raise BadData(f"{name} has a file called {shown(file)}; nothing of it was fetched")
+        if is_weights(file) or (is_small(file) and size):
+            etag = each.lfs.sha256 if each.lfs is not None else each.blob_id or ""
+            if not hub_names(etag):
+                raise BadData(f"{endpoint} does not say what the content of {shown(file)} is")
+            listed.append((file, size))
+            found[file] = HubFile(file, size, etag)
+    sizes = check_listing(listed, name)
+    # The loader takes those called model…, where there are any; others are the same weights once more.
+    if any(is_weights(file) and file.startswith("model") for file in sizes):
+        sizes = {file: size for file, size in sizes.items() if is_small(file) or file.startswith("model")}
+    # Weights last: what has all of them has everything.
+    ordered = sorted(sizes, key=lambda file: (is_weights(file), file))
+    return Repository(name, said.sha, {file: found[file] for file in ordered})

@@ -1,7 +1,7 @@
 """What the hub's library and its HTTP client raise, as our errors. Knows nothing of what was asked for."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -53,10 +53,13 @@ def explained(sought: Sought, endpoint: str) -> Iterator[None]:
         raise BadData(f"{endpoint} does not answer as a hub does: {error}"[:300]) from error
 
 
-def offline(sought: Sought) -> NotFound:
+def offline(sought: Sought, asked: Sequence[str] = ()) -> NotFound:
+    """`asked` are the neighbours that do not have it either."""
     missing = sought.missing()
+    nor = f"; {', '.join(asked)} {'does' if len(asked) == 1 else 'do'} not have it either" if asked else ""
     return NotFound(
-        f"{missing.message}; HF_HUB_OFFLINE or --offline keeps the hub from being asked", hint=missing.hint
+        f"{missing.message}{nor}; HF_HUB_OFFLINE or --offline keeps the hub from being asked",
+        hint=missing.hint,
     )
 
 

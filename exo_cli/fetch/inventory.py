@@ -15,7 +15,8 @@ from exo_cli import atomic
 from exo_cli.errors import ExoError
 from exo_cli.fetch.heads import HeadShelf
 from exo_cli.fetch.hub_client import hub_names
-from exo_cli.fetch.partial import Partial, PartialWriter
+from exo_cli.fetch.partial import Partial
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.ranges import layers_covered, layers_in_model
 from exo_cli.fetch.seek import FOLDER
 from exo_cli.fetch.stores import Stores

@@ -15,7 +15,8 @@ from exo_cli.fetch.cache_layout import move_into_cache
 from exo_cli.fetch.heads import Heads
 from exo_cli.fetch.hub_client import Repository
 from exo_cli.fetch.names import is_weights
-from exo_cli.fetch.partial import Partial, PartialWriter
+from exo_cli.fetch.partial import Partial
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.patience import Stopped
 from exo_cli.fetch.pieces import Span
 from exo_cli.fetch.ranges import stage_ranges, whole_files

@@ -16,6 +16,10 @@ class Limit:
         self._free_at_s = clock()
         self._guard = threading.Lock()
 
+    @property
+    def is_set(self) -> bool:
+        return self._bytes_per_s is not None
+
     def take(self, count: int) -> float:
         """So many bytes came: for how many seconds none should be asked for."""
         if self._bytes_per_s is None:

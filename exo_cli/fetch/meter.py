@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from exo_cli.fetch.partial import PartialWriter
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.pieces import Span
 
 HUB: Final = "hub"

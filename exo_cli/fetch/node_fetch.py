@@ -6,34 +6,32 @@ offers on what it has. Knows nothing of who needs which layers and why.
 """
 
 import asyncio
-import shutil
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack
 from typing import Final
 
-from exo_cli.errors import BadData, ExoError, NotFound
+from exo_cli.errors import BadData
 from exo_cli.fetch.aside import in_thread
 from exo_cli.fetch.hub_client import HubClient, HubFile, Repository, hub_names
 from exo_cli.fetch.keeping import adopt, finished, opened, wanted_of
 from exo_cli.fetch.limit import Limit
 from exo_cli.fetch.meter import Meter, Moved
 from exo_cli.fetch.names import check_listing, is_digest, is_small, is_weights
-from exo_cli.fetch.partial import PartialWriter
+from exo_cli.fetch.outline import outlined
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.places import place_of
-from exo_cli.fetch.pull import STALL_S, Source, check_space, from_disk, write_small
 from exo_cli.fetch.ranges import layers_in_model
-from exo_cli.fetch.seek import MAIN, Sought, is_commit, is_repository
+from exo_cli.fetch.room import check_space, free_bytes
+from exo_cli.fetch.seek import MAIN, Sought, is_commit, is_offline, is_repository
+from exo_cli.fetch.source import Listing
 from exo_cli.fetch.stores import Stores
-from exo_cli.fetch.swarm import DIAL_S, Peer, spans_held
+from exo_cli.fetch.swarm import Peer, spans_held
 from exo_cli.fetch.together import Sources, complete
 from exo_cli.fetch.transfer import Pace
 from exo_cli.fetch.verify import is_content
-from exo_cli.models.directory import ModelDirectory
 from exo_cli.models.safetensors import shown
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
-from exo_cli.wire.channels import dial
-from exo_cli.wire.hello import hello
 
 MAX_NEIGHBOURS: Final = 64
 
@@ -49,7 +47,7 @@ class NodeFetch:
         """Events until the last one, which is `finished`; raises why it cannot be."""
         repository = _checked(request)
         peers = _peers(request.neighbours)
-        free = await asyncio.to_thread(self._free_bytes)
+        free = await asyncio.to_thread(free_bytes, self._stores.hub)
         if request.dry_run:
             yield pb.FetchEvent(finished=True, free_bytes=free)
             return
@@ -69,7 +67,7 @@ class NodeFetch:
         finally:
             # Nobody fetches for a caller that has gone.
             working.cancel()
-        free = await asyncio.to_thread(self._free_bytes)
+        free = await asyncio.to_thread(free_bytes, self._stores.hub)
         yield pb.FetchEvent(finished=True, path=path, free_bytes=free)
 
     async def _work(
@@ -86,7 +84,12 @@ class NodeFetch:
             writer = await in_thread(
                 lambda stopped: stack.enter_context(opened(self._stores, model.digest, repository, stopped))
             )
-            directory = await self._headers(writer, model, repository, peers)
+
+            def check(listing: Listing, who: str) -> None:
+                _check_files(listing, repository, who)
+
+            directory = await outlined(writer, model, peers, self._keyring, check)
+            await asyncio.to_thread(_name_contents, writer, repository)
             layers = (request.first_layer, request.last_layer) if request.last_layer else None
             wanted = wanted_of(directory, layers, layers_in_model(directory.config))
             await in_thread(
@@ -101,11 +104,11 @@ class NodeFetch:
             small = {file.path: b"" for file in writer.view.map.files if is_small(file.path)}
             meter = Meter(repository.name, small, wanted, writer, told)
             client: HubClient | None = None
-            if request.hub:
+            if request.hub and not is_offline():
                 sought = Sought(repository.name, None, repository.name, repository.commit)
                 client = HubClient(sought).pinned(repository.commit)
             limit = Limit(request.limit_bytes_per_s or None)
-            sources = Sources(peers, self._keyring, client, lambda stopped: Pace(stopped, limit))
+            sources = Sources(peers, self._keyring, client, lambda stopped: Pace(stopped, limit), limit)
             own = [span for file in request.wanted for span in spans_held(file)]
             await complete(
                 writer,
@@ -121,35 +124,6 @@ class NodeFetch:
                 events.put_nowait(pb.FetchEvent(source=source, moved=moved))
             path, _ = await asyncio.to_thread(finished, writer, self._stores.hub, model.revision or MAIN)
             return str(path)
-
-    async def _headers(
-        self, writer: PartialWriter, model: pb.ModelRef, repository: Repository, peers: Sequence[Peer]
-    ) -> ModelDirectory:
-        """What must be known before a byte of the weights: from the store, else from the first who has it."""
-        directory = await asyncio.to_thread(from_disk, writer)
-        tried: list[ExoError] = []
-        for peer in peers if directory is None else ():
-            try:
-                channel = await dial(peer.host, peer.port, self._keyring.current(), timeout_s=DIAL_S)
-                async with channel:
-                    source = Source(channel, model, peer.name, hello(), STALL_S)
-                    listing = await source.listing()
-                    _check_sizes(listing.sizes, repository, peer.name)
-                    await write_small(source, listing, writer)
-                directory = await asyncio.to_thread(ModelDirectory.open, writer.path)
-                break
-            except ExoError as error:
-                tried.append(error)
-        if directory is None:
-            said = "; ".join(error.message for error in tried) or "no neighbour was named"
-            raise NotFound(f"nobody gives the headers of {repository.name}: {said}")
-        await asyncio.to_thread(_name_contents, writer, repository)
-        return directory
-
-    def _free_bytes(self) -> int:
-        hub = self._stores.hub
-        place = next(path for path in (hub, *hub.absolute().parents) if path.is_dir())
-        return shutil.disk_usage(place).free
 
 
 def _checked(request: pb.FetchRequest) -> Repository:
@@ -181,10 +155,14 @@ def _peers(endpoints: Sequence[str]) -> list[Peer]:
     return found
 
 
-def _check_sizes(sizes: dict[str, int], repository: Repository, who: str) -> None:
-    theirs = {name: size for name, size in sizes.items() if is_weights(name)}
+def _check_files(listing: Listing, repository: Repository, who: str) -> None:
+    theirs = {name: size for name, size in listing.sizes.items() if is_weights(name)}
     ours = {name: size for name, size in repository.sizes.items() if is_weights(name)}
-    if theirs != ours:
+    sums = {name: file.etag for name, file in repository.files.items() if is_weights(name)}
+    said = {name: listing.sums.get(name, "") for name in sums}
+    # Not every file is in LFS, and not everybody knows what the hub calls it.
+    wrong = [name for name, etag in sums.items() if is_digest(etag) and said[name] not in ("", etag)]
+    if theirs != ours or wrong:
         raise BadData(f"{who} has other files of {repository.name} than the hub lists")
 
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from exo_cli.errors import ExoError
@@ -29,6 +29,11 @@ class Order:
     keyring: "KeyringSource | None" = None
     """For them."""
     note: Callable[[str], None] = lambda text: None
+    limit: Limit = field(init=False)
+    """One for all that comes, from wherever."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limit", Limit(self.limit_bytes_per_s))
 
     def pace(self, stopped: threading.Event) -> Pace:
-        return Pace(stopped, Limit(self.limit_bytes_per_s), self.connections, self.on_wait)
+        return Pace(stopped, self.limit, self.connections, self.on_wait)

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from contextlib import ExitStack
 
+from exo_cli.fetch.around import held_by
 from exo_cli.fetch.aside import in_thread
 from exo_cli.fetch.hub import Brought, HubModel
 from exo_cli.fetch.hub_client import HubClient
@@ -12,7 +13,8 @@ from exo_cli.fetch.meter import HUB, Meter, OnMoved
 from exo_cli.fetch.order import Order
 from exo_cli.fetch.seek import Sought
 from exo_cli.fetch.stores import Stores
-from exo_cli.fetch.together import Sources, complete, nobody_has
+from exo_cli.fetch.swarm import without
+from exo_cli.fetch.together import Sources, complete
 from exo_cli.wire import exo_pb2 as pb
 
 
@@ -27,10 +29,12 @@ async def from_several(sought: Sought, stores: Stores, order: Order, told: OnMov
     repository = seen.repository
     ref = pb.ModelRef(name=repository.name, revision=repository.commit, digest=seen.heads.digest)
     missing = await asyncio.to_thread(model(threading.Event()).missing, seen)
-    own, peers = await nobody_has(missing, ref, order.peers, order.keyring)
-    if not peers:
+    held = await held_by(order.peers, ref, order.keyring, repository.etags)
+    if not held:
         return None
-    sources = Sources(peers, order.keyring, HubClient(sought).pinned(repository.commit), order.pace)
+    own = without(missing, [span for spans in held.values() for span in spans])
+    client = HubClient(sought).pinned(repository.commit)
+    sources = Sources(list(held), order.keyring, client, order.pace, order.limit)
     with ExitStack() as stack:
         writer = await in_thread(lambda stopped: stack.enter_context(model(stopped).store(seen)))
         meter = Meter(repository.name, seen.heads.small, seen.wanted, writer, told)

@@ -15,7 +15,9 @@ from typing import Any, Final
 
 from exo_cli.errors import ExoError
 from exo_cli.fetch import pieces
+from exo_cli.fetch.around import shared_out
 from exo_cli.fetch.hub_client import Repository
+from exo_cli.fetch.meter import HUB
 from exo_cli.fetch.names import is_weights
 from exo_cli.fetch.pieces import PIECE_BYTES, Span
 from exo_cli.fetch.swarm import spans_held, without
@@ -84,6 +86,32 @@ def assign(
         hub = tuple(pieces.merged(mine[target.name]))
         made.append(Assignment(target, total - todo, hub, todo - load[target.name]))
     return made
+
+
+def sources_of(
+    assignments: Sequence[Assignment],
+    held: Mapping[str, Sequence[Span]],
+    others: Mapping[str, Sequence[Span]],
+    *,
+    hub: bool,
+) -> dict[str, tuple[dict[str, int], int]]:
+    """By target: the bytes from each source by its name, and those that nobody has.
+
+    `others` is what those have that are no targets.
+    """
+    brings: dict[str, tuple[Span, ...]] = {each.target.name: each.hub if hub else () for each in assignments}
+    found = {}
+    for each in assignments:
+        name = each.target.name
+        gaps = without(without(each.target.needs, held.get(name, ())), brings[name])
+        holders = {
+            other: [*held.get(other, ()), *brings.get(other, ()), *others.get(other, ())]
+            for other in sorted({*held, *brings, *others} - {name})
+        }
+        from_each, nobodys = shared_out(gaps, holders)
+        brought = sum(span.size for span in brings[name])
+        found[name] = ({HUB: brought, **from_each} if brought else from_each, nobodys)
+    return found
 
 
 def request_of(

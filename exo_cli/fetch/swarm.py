@@ -17,10 +17,11 @@ from typing import Final
 
 from exo_cli.errors import BadData, ExoError, Unavailable
 from exo_cli.fetch import pieces
+from exo_cli.fetch.limit import Limit
 from exo_cli.fetch.names import is_weights
-from exo_cli.fetch.partial import PartialWriter
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.pieces import PIECE_BYTES, Range, Span
-from exo_cli.fetch.pull import Source
+from exo_cli.fetch.source import Source
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.channels import dial
@@ -36,7 +37,7 @@ STALL_S: Final = 20.0
 STRIKES: Final = 3
 """Bad pieces after which a neighbour is asked for nothing more."""
 MOST_PIECES: Final = 4
-"""That follow each other, in one request."""
+"""That follow each other, in one request; one where there is a limit to how fast bytes may come."""
 _HUB_PIECES: Final = 32
 
 FromHub = Callable[[Sequence[Span]], Awaitable[None]]
@@ -78,7 +79,8 @@ class Swarm:
         told: Told,
         note: Callable[[str], None],
         from_hub: FromHub | None,
-        tensor_edges: Iterable[tuple[str, int]] = (),
+        tensor_edges: Iterable[tuple[str, int]],
+        limit: Limit,
     ) -> None:
         self._writer = writer
         self._model = model
@@ -87,6 +89,8 @@ class Swarm:
         self._note = note
         self._from_hub = from_hub
         self._tensor_edges = frozenset(tensor_edges)
+        self._limit = limit
+        self._most_pieces = 1 if limit.is_set else MOST_PIECES
         self._sizes = {file.path: file.size for file in writer.view.map.files}
         self._pending: set[Span] = set()
         self._working = 0
@@ -209,6 +213,10 @@ class Swarm:
             self._working += 1
             try:
                 await self._bring(known, source, run)
+                wait_s = self._limit.take(sum(unit.size for unit in run))
+                if self._pending:
+                    # Between two requests: nobody is left waiting in the middle of one.
+                    await asyncio.sleep(wait_s)
             finally:
                 self._working -= 1
 
@@ -221,7 +229,7 @@ class Swarm:
         least = min(counts.values())
         run = [self._dice.choice(sorted(unit for unit in mine if counts[unit] == least))]
         there = {(unit.path, unit.start): unit for unit in mine}
-        while len(run) < MOST_PIECES and (after := there.get((run[0].path, run[-1].end))) is not None:
+        while len(run) < self._most_pieces and (after := there.get((run[0].path, run[-1].end))) is not None:
             run.append(after)
         self._pending -= set(run)
         return run

@@ -11,25 +11,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from exo_cli.errors import BadData, ExoError, Internal
+from exo_cli.errors import BadData, Internal
 from exo_cli.fetch import pieces
 from exo_cli.fetch.aside import in_thread
 from exo_cli.fetch.hub_client import Client, Repository
+from exo_cli.fetch.limit import Limit
 from exo_cli.fetch.meter import HUB, Meter
-from exo_cli.fetch.partial import PartialWriter
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.pieces import Span
-from exo_cli.fetch.pull import Source
-from exo_cli.fetch.swarm import DIAL_S, Peer, Swarm, spans_held, without
+from exo_cli.fetch.swarm import Peer, Swarm
 from exo_cli.fetch.transfer import Pace, Transfer
 from exo_cli.fetch.verify import Follower
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
-from exo_cli.wire.channels import dial
-from exo_cli.wire.hello import hello
 
 _ROUNDS: Final = 2
-LOOK_AROUND_S: Final = 3.0
 
 PaceOf = Callable[[threading.Event], Pace]
 
@@ -43,6 +40,8 @@ class Sources:
     client: Client | None
     """The hub; None: nobody asks it."""
     pace: PaceOf
+    limit: Limit
+    """For what comes from neighbours; the pace has it for the hub."""
 
 
 async def complete(
@@ -83,6 +82,7 @@ async def complete(
             note=note,
             from_hub=from_hub if client is not None else None,
             tensor_edges=edges,
+            limit=sources.limit,
         )
         await swarm.run(writer.view.missing(wanted), peers, mine)
         await asyncio.to_thread(writer.settle)
@@ -104,32 +104,6 @@ async def complete(
         f"{bad[0]} came again with other bytes than its sha256 says",
         hint="Nothing of it was kept. Is there a proxy on the way, or is this disk failing?",
     )
-
-
-async def nobody_has(
-    wanted: Sequence[Span], model: pb.ModelRef, peers: Sequence[Peer], keyring: KeyringSource
-) -> tuple[list[Span], list[Peer]]:
-    """What of the wanted bytes no neighbour holds now, and the neighbours that hold some."""
-    held = await asyncio.gather(*(_held(peer, model, keyring) for peer in peers))
-    left = list(wanted)
-    useful = []
-    for peer, spans in zip(peers, held, strict=True):
-        if spans:
-            useful.append(peer)
-            left = without(left, spans)
-    return left, useful
-
-
-async def _held(peer: Peer, model: pb.ModelRef, keyring: KeyringSource) -> list[Span]:
-    try:
-        async with asyncio.timeout(LOOK_AROUND_S):
-            channel = await dial(peer.host, peer.port, keyring.current(), timeout_s=DIAL_S)
-            async with channel:
-                held = await Source(channel, model, peer.name, hello(), LOOK_AROUND_S).held()
-    except (ExoError, TimeoutError):
-        # One that does not answer, or has nothing of it, is none to fetch from.
-        return []
-    return [span for file in held.files for span in spans_held(file)]
 
 
 def _verified(writer: PartialWriter, wanted: Sequence[Span], stopped: threading.Event) -> list[str]:

@@ -17,13 +17,16 @@ from exo_cli.fetch import pieces
 from exo_cli.fetch.crew import side_by_side
 from exo_cli.fetch.hub_client import Client, HubFile, IgnoresRange, Repository
 from exo_cli.fetch.limit import Limit
-from exo_cli.fetch.partial import PartialWriter
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.patience import Passing, Patience, Stopped
 from exo_cli.fetch.pieces import PIECE_BYTES, Span
 
 CONNECTIONS: Final = 4
 SHARE_BYTES: Final = 16 * PIECE_BYTES
 """What one request asks for at most."""
+LAST_BYTES: Final = 2 * SHARE_BYTES
+LAST_SHARE_BYTES: Final = 4 * PIECE_BYTES
+"""The last ones are smaller: connections that end one soon after the other leave little to compare."""
 _FLUSH_BYTES: Final = 256 * 1024
 SETTLE_EVERY_S: Final = 1.0
 
@@ -67,11 +70,7 @@ class Transfer:
 
     def run(self, gaps: Sequence[Span]) -> None:
         """Bring all of it; returns when it is on the disk and in the map."""
-        shares = [
-            Span(gap.path, *share)
-            for gap in sorted(gaps, key=self._order)
-            for share in pieces.cut(gap.start, gap.end, SHARE_BYTES)
-        ]
+        shares = _shares(sorted(gaps, key=self._order))
         with _settling(self._writer):
             side_by_side(
                 self._share,
@@ -163,6 +162,18 @@ class Transfer:
             at += len(chunk)
             self._slow_down(len(chunk))
         return at == file.size
+
+
+def _shares(gaps: Sequence[Span]) -> list[Span]:
+    """What the gaps are asked for in."""
+    left = sum(gap.size for gap in gaps)
+    shares = []
+    for gap in gaps:
+        for share in pieces.cut(gap.start, gap.end, SHARE_BYTES):
+            small = LAST_SHARE_BYTES if left <= LAST_BYTES else SHARE_BYTES
+            shares += [Span(gap.path, *each) for each in pieces.cut(*share, small)]
+            left -= share[1] - share[0]
+    return shares
 
 
 class _settling:  # noqa: N801 - used like a function

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from exo_cli.errors import InputOutput
 from exo_cli.fetch import pieces
-from exo_cli.fetch.partial import PartialWriter
+from exo_cli.fetch.partial_writer import PartialWriter
+from exo_cli.fetch.pieces import Range, Span
 
 _READ_BYTES: Final = 1024 * 1024
 _LOOK_S: Final = 0.5
@@ -47,6 +48,17 @@ def file_is_content(path: Path, etag: str, stopped: threading.Event | None = Non
     except OSError as error:
         raise InputOutput(f"{path} cannot be read: {(error.strerror or '').lower()}") from error
     return bool(digest.hexdigest() == etag)
+
+
+def to_be_whole(writer: PartialWriter, spans: Iterable[Span]) -> list[str]:
+    """The files of which all is here once these spans are; for others a follower would wait in vain."""
+    ranges: dict[str, list[Range]] = {}
+    for name, start, end in spans:
+        file = writer.file(name)
+        if file is not None:
+            ranges[name] = pieces.add(ranges.get(name, file.ranges), start, end)
+    files = ((writer.file(name), held) for name, held in ranges.items())
+    return [file.path for file, held in files if file is not None and pieces.covers(held, 0, file.size)]
 
 
 class Follower:
@@ -100,7 +112,7 @@ class Follower:
         try:
             while at < file.size:
                 end = self._reaches(name, at)
-                if end <= at:
+                if end <= at or self._stopped.is_set():
                     return  # it does not become whole, or nobody waits
                 while at < end and not self._stopped.is_set():
                     count = os.preadv(descriptor, [buffer[: min(end - at, _READ_BYTES)]], at)

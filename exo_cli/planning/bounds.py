@@ -5,12 +5,17 @@ all of them level. Knows nothing of which orders and cuts there are.
 """
 
 from collections.abc import Sequence
+from math import inf
+from typing import Final
 
 from exo_cli.planning.constants import ALLOCATOR_SHARE
 from exo_cli.planning.cutting import NEVER, Least
 from exo_cli.planning.pace import Terms
 from exo_cli.planning.problem import Problem
 from exo_cli.planning.rooms import Rooms
+
+_STEPS: Final = 12
+_CLOSE: Final = 1e-4
 
 
 class Fluid:
@@ -41,6 +46,43 @@ class Fluid:
         if len(places) > len(self._masses):
             return NEVER
         return Least(least.total + sum(fixed), least.most + min(fixed))
+
+    def joint(self, places: Sequence[int], terms: Terms, least: Least, way: float) -> float:
+        """For all of these together, no value is smaller: a shorter longest stage makes the total longer.
+        `way`: of all hops."""
+        fixed = [terms.lines[place].fixed_s for place in places]
+        return self._joint(places, terms, least, fixed, way, sum(fixed))
+
+    def any(self, places: Sequence[int], terms: Terms, stages: int, way: float) -> float:
+        """The same for so many of these."""
+        some = self.some(places, terms)
+        fixed = min(terms.lines[place].fixed_s for place in places)
+        least = Least(some.total + stages * fixed, some.most + fixed)
+        return self._joint(places, terms, least, [fixed] * len(places), way, stages * fixed)
+
+    def _joint(
+        self,
+        places: Sequence[int],
+        terms: Terms,
+        least: Least,
+        fixed: Sequence[float],
+        way: float,
+        all_fixed: float,
+    ) -> float:
+        plain = terms.value(least.total + way, least.most)
+        if terms.cycles == 1 or plain == inf or len(places) == 1:
+            return plain
+        curve = _Curve(
+            [self._rooms.capacity(place) for place in places],
+            [self._slowness(place, terms) for place in places],
+            fixed,
+            self._mass,
+            min(terms.lines[place].head_s for place in places) + way + all_fixed,
+        )
+        found = (
+            curve.train(terms.cycles - 1, least.most) if terms.train else curve.ring(terms.cycles, least.most)
+        )
+        return max(plain, found)
 
     def some(self, places: Sequence[int], terms: Terms) -> Least:
         """For any of these, without what comes once a stage."""
@@ -88,3 +130,57 @@ class Fluid:
             if left <= 0 or speed <= 0:
                 return level
         return max(level, left / speed)
+
+
+class _Curve:
+    """The least total by how long a stage may be: falling and convex, of the fluid."""
+
+    def __init__(
+        self, room: Sequence[int], slow: Sequence[float], fixed: Sequence[float], mass: float, once: float
+    ) -> None:
+        self._places = sorted(zip(slow, room, fixed, strict=True))
+        self._mass = mass
+        self._once = once
+
+    def train(self, pieces: int, low: float) -> float:
+        """Of total and `pieces` times the longest stage."""
+        high = max(min(room, self._mass) * slow + fixed for slow, room, fixed in self._places)
+        if high <= low:
+            return self._at(low)[0] + pieces * low
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            if self._at(middle)[1] + pieces < 0:
+                low = middle
+            else:
+                high = middle
+        total, slope = self._at(low)
+        # Between the two no less than on the line that touches it, nor than the best of either end.
+        touching = -inf if total == inf else total + pieces * low + min(0.0, (slope + pieces) * (high - low))
+        return max(touching, self._at(high)[0] + pieces * low)
+
+    def ring(self, cycles: int, low: float) -> float:
+        """Of the larger of total and `cycles` times the longest stage."""
+        high = self._at(inf)[0] / cycles
+        while high > low * (1 + _CLOSE):
+            middle = (low + high) / 2
+            if self._at(middle)[0] < cycles * middle:
+                high = middle
+            else:
+                low = middle
+        # Shorter stages take longer in total than `cycles` of these.
+        return cycles * low if self._at(low)[0] >= cycles * low else 0.0
+
+    def _at(self, most: float) -> tuple[float, float]:
+        """The least total where no stage takes longer, and how quickly it falls there."""
+        left, total, tight = self._mass, self._once, list[float]()
+        for slow, room, fixed in self._places:
+            capped = (most - fixed) / slow
+            taken = max(0.0, min(left, room, capped))
+            total += taken * slow
+            left -= taken
+            if left <= len(self._places):
+                # The accounting rounds down, this does not. From here a longer stage takes.
+                return total, sum(1 - slow / each for each in tight)
+            if capped < room:
+                tight.append(slow)
+        return inf, -inf

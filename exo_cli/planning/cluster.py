@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import Final, Literal
 
+from msgspec import structs
+
 from exo_cli.planning import constants, hardware
 from exo_cli.planning.constants import Constants
 from exo_cli.schemas.topology import Link, Node, Rate, Topology
@@ -18,6 +20,7 @@ Basis = Literal["measured", "table", "guessed"]
 _BASES: Final[tuple[Basis, ...]] = ("measured", "table", "guessed")
 HEADROOM: Final = 0.1
 """Of free memory, left to the system; a node lets engines have no more either."""
+_LONGEST_STEP_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,18 @@ class Place:
     bytes_per_s: float
     flop_per_s: float
     basis: Basis
+    step_s: float | None = None
+    """What a step costs whatever is in it, where that was measured."""
+    batches: tuple[tuple[int, float], ...] = ()
+    """Rows of a step, and how many times as long it takes as with one: what was measured of that."""
+    cores: int = 0
+    """Of its machine; 0: nobody knows."""
+    fast: bool = False
+    """Whether it offers that way of computing."""
 
     @property
     def base_bytes(self) -> int:
-        return constants.BASE_BYTES.get(self.backend, constants.OTHER_BASE_BYTES)
+        return constants.base_bytes(self.backend, fast=self.fast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,18 @@ class Cluster:
         # They looked at different moments: the machine had as much as one of them saw.
         return min(place.cap_bytes, max(other.free_bytes for other in here) // len(here))
 
+    def busy(self, at: int, streams: int, used: Collection[int] | None = None) -> int:
+        """How many nodes compute at once on the processor or GPU of this one while there are so many requests
+        in all. `used`: those that take part; None: all."""
+        place = self.places[at]
+        if place.backend == "cuda" or streams == 1:
+            return 1
+        here = sum(
+            other.host == place.host and other.backend != "cuda" and (used is None or number in used)
+            for number, other in enumerate(self.places)
+        )
+        return max(1, min(here, streams))
+
     def only(self, keep: Sequence[int]) -> "Cluster":
         """The same with the places of those numbers alone."""
         return Cluster(
@@ -107,8 +130,9 @@ def cluster_of(
     `here`: the host whose nodes come first, and so are taken where others would be as good.
     """
     places, left_out = [], []
-    shares = _shares(topology.nodes, format, known)
-    for node in sorted(topology.nodes, key=lambda node: (node.host != here, node.name, node.id)):
+    nodes = _as_they_compute(topology.nodes, protocol)
+    shares = _shares(nodes, format, known)
+    for node in sorted(nodes, key=lambda node: (node.host != here, node.name, node.id)):
         why = "is excluded" if {node.id, node.name} & set(exclude) else unfit(node, protocol)
         if why is not None:
             left_out.append((node.name, why))
@@ -117,6 +141,16 @@ def cluster_of(
     links = {(link.from_, link.to): link for link in topology.links}
     ways = tuple(tuple(_way(a, b, links, only_link) for b in places) for a in places)
     return Cluster(tuple(places), ways, tuple(left_out))
+
+
+def _as_they_compute(nodes: Sequence[Node], protocol: int | None) -> list[Node]:
+    """With the rates of how they would compute together: `fast` where all of them offer it."""
+    workers = [node for node in nodes if unfit(node, protocol) is None]
+    numerics = "fast" if workers and all("fast" in node.numerics for node in workers) else "exact"
+    return [
+        structs.replace(node, rates=tuple(rate for rate in node.rates if rate.numerics == numerics))
+        for node in nodes
+    ]
 
 
 def unfit(node: Node, protocol: int | None) -> str | None:
@@ -140,6 +174,7 @@ def _place(node: Node, format: str, headroom: float, known: Constants, of: tuple
     memory = node.memory
     share = 1.0 - headroom
     bytes_per_s, flop_per_s, basis = _rates(node, format, known)
+    rate = _measured(node, format)
     if basis != "measured":
         bytes_per_s, flop_per_s = bytes_per_s * of[0], flop_per_s * of[1]
     return Place(
@@ -152,7 +187,26 @@ def _place(node: Node, format: str, headroom: float, known: Constants, of: tuple
         bytes_per_s=bytes_per_s,
         flop_per_s=flop_per_s,
         basis=basis,
+        step_s=None if rate is None else _step_s(rate),
+        batches=() if rate is None else _batches(rate),
+        cores=node.cores,
+        fast="fast" in node.numerics,
     )
+
+
+def _step_s(rate: Rate) -> float | None:
+    """Nothing where what a node says cannot be."""
+    return rate.step_s if rate.step_s is not None and 0 <= rate.step_s <= _LONGEST_STEP_S else None
+
+
+def _batches(rate: Rate) -> tuple[tuple[int, float], ...]:
+    """As a curve that only rises, and no steeper than one row after the other, whatever a node says."""
+    found: list[tuple[int, float]] = []
+    for each in sorted(rate.batches, key=lambda batch: batch.rows):
+        rows, times = found[-1] if found else (1, 1.0)
+        if each.rows > rows:
+            found.append((each.rows, min(max(times, each.times), float(each.rows))))
+    return tuple(found)
 
 
 def _shares(nodes: Iterable[Node], format: str, known: Constants) -> dict[str, tuple[float, float]]:
@@ -238,8 +292,8 @@ def classes(cluster: Cluster) -> list[int]:
 def _alike(cluster: Cluster, a: int, b: int) -> bool:
     left, right = cluster.places[a], cluster.places[b]
     same = (
-        (left.backend, left.cap_bytes, left.bytes_per_s, left.flop_per_s)
-        == (right.backend, right.cap_bytes, right.bytes_per_s, right.flop_per_s)
+        _speed(left) == _speed(right)
+        and (left.backend, left.cap_bytes) == (right.backend, right.cap_bytes)
         and (left.free_bytes == right.free_bytes or left.cap_bytes <= min(left.free_bytes, right.free_bytes))
         and _company(cluster.places, a, b)
     )
@@ -251,6 +305,11 @@ def _alike(cluster: Cluster, a: int, b: int) -> bool:
         for other in range(len(cluster.places))
         if other not in (a, b)
     )
+
+
+def _speed(place: Place) -> tuple[object, ...]:
+    """All that says how fast it is."""
+    return place.bytes_per_s, place.flop_per_s, place.step_s, place.batches, place.cores
 
 
 def _company(places: Sequence[Place], a: int, b: int) -> bool:

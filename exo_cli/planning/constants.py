@@ -12,9 +12,9 @@ MIB = 2**20
 class Constants:
     """Seconds and shares; a benchmark that fits them to another program's runs makes its own."""
 
-    hop_s: float = 0.00025
-    """Encoding, transport and two event loops, beside what the link itself takes: benchmarks/LOG.md has
-    340 to 360 us a hop on one host, of which 0.1 ms is what a link's round trip already shows."""
+    hop_s: float = 0.0001
+    """Encoding, encryption and two wake-ups, beside what the link itself takes: benchmarks/results/chain.json
+    has 205 us a hop on one host, of which half is what a link's round trip already shows."""
     pass_s: float = 0.00018
     """A forward pass costs 120 to 250 us whatever is in it (benchmarks/LOG.md)."""
     layer_s: float = 0.0
@@ -27,6 +27,9 @@ class Constants:
     """A prompt goes down the chain in pieces; engines pick their own length, about this one."""
     answer_tokens: int = 256
     """How long an answer is, where a whole request is weighed (balanced)."""
+    beside_share: float = 0.8
+    """Of its speed, what an engine has beside another busy one on the same processor, on cores of its own.
+    Both wait for the same memory: two threads read 1.56 times what one does (benchmarks/LOG.md)."""
     reduce_s: float = 0.00005
     """What an exchange inside a tensor-parallel group costs beside the link."""
 
@@ -37,6 +40,8 @@ BASE_BYTES = {"cpu": 84 * MIB, "metal": 200 * MIB, "cuda": 512 * MIB}
 """An engine with next to nothing in it. cpu: benchmarks/results/memory.json has 82 MiB; metal and cuda are
 not measured yet."""
 OTHER_BASE_BYTES = 512 * MIB
+FAST_BASE_BYTES = 176 * MIB
+"""A CPU's engine that computes `fast`: numba and LLVM stay in memory."""
 ALLOCATOR_SHARE = 0.045
 """What MLX's allocations take above their tensors: the slope over five stages of that benchmark."""
 ACTIVATION_ITEMS = 4
@@ -47,3 +52,8 @@ LOOPBACK_BYTES_PER_S = 2e9
 UNKNOWN_RTT_S = 0.001
 UNKNOWN_BYTES_PER_S = 110e6
 """A gigabit line, for links that nobody measured."""
+
+
+def base_bytes(backend: str, *, fast: bool) -> int:
+    """Of an engine there, whatever it holds; `fast`: it may be asked to compute so."""
+    return FAST_BASE_BYTES if fast else BASE_BYTES.get(backend, OTHER_BASE_BYTES)

@@ -29,14 +29,14 @@ def speed(problem: Problem, pace: Pace, chain: Chain) -> Speed:
     stages = len(chain.order)
     return Speed(
         first_token_s=_value(problem, pace.first_token(), chain),
-        alone_s=_value(problem, pace.decode(1, 1), chain),
+        alone_s=_value(problem, pace.alone(), chain),
         step_s=_value(problem, pace.decode(*groups(chain.streams, stages)), chain),
     )
 
 
 def forecast(problem: Problem, chains: Sequence[Chain]) -> Forecast:
     """Of the whole plan."""
-    pace = Pace(problem)
+    pace = Pace(problem, {at for chain in chains for at in chain.order})
     speeds = [speed(problem, pace, chain) for chain in chains]
     return Forecast(
         ttft_ms=_ms(max(each.first_token_s for each in speeds)),

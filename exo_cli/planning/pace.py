@@ -1,13 +1,15 @@
 """How long a place takes for layers, and a payload for a way: the cost model, as sums over cuts.
 
-A step reads weights and caches and computes; whichever takes longer is its time. Everything that a chain
-costs is a sum over its stages and hops, and the largest of them; `Terms` holds both for one number of
-requests and of stages. Knows nothing of memory and of search.
+Everything that a chain costs is a sum over its stages and hops, and the largest of them; `Terms` holds both
+for one number of requests and of stages. Knows nothing of memory and of search.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import inf
 
+from exo_cli.planning.cluster import Place
+from exo_cli.planning.engine import Engine
 from exo_cli.planning.problem import Problem
 from exo_cli.planning.work import Part
 
@@ -64,11 +66,12 @@ def groups(streams: int, stages: int) -> tuple[int, int]:
 
 
 class Pace:
-    """The cost model of a problem."""
+    """The cost model of a problem. `used`: the places that take part, where that is settled."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, used: Collection[int] | None = None) -> None:
         self._problem = problem
-        self._lines: dict[tuple[float, float, int, int, bool], Line] = {}
+        self._used = used
+        self._lines: dict[tuple[object, ...], Line] = {}
         self._terms: dict[tuple[int, int], Terms] = {}
         self._first: Terms | None = None
 
@@ -85,13 +88,17 @@ class Pace:
 
     def decode(self, count: int, rows: int) -> Terms:
         """One token for each of the requests: batches of `rows`, `count` of them on their way."""
-        return self._made(rows, self._problem.position, count, train=False)
+        return self._made(rows, self._problem.position, count, self._problem.streams, train=False)
+
+    def alone(self) -> Terms:
+        """A token of one request in an idle cluster."""
+        return self._made(1, self._problem.position, 1, 1, train=False)
 
     def first_token(self) -> Terms:
         """A prompt's pieces, one behind the other, in an idle chain."""
         if self._first is None:
             rows, pieces = self._pieces()
-            self._first = self._made(rows, self._problem.prompt // 2, pieces, train=True)
+            self._first = self._made(rows, self._problem.prompt // 2, pieces, 1, train=True)
         return self._first
 
     def _request(self, decode: Terms, rows: int) -> Terms:
@@ -127,12 +134,12 @@ class Pace:
         rows = max(1, min(self._problem.prompt, self._problem.known.chunk_tokens))
         return rows, -(-self._problem.prompt // rows)
 
-    def _made(self, rows: int, position: int, cycles: int, *, train: bool) -> Terms:
+    def _made(self, rows: int, position: int, cycles: int, streams: int, *, train: bool) -> Terms:
         cluster, known = self._problem.cluster, self._problem.known
         payload = rows * self._problem.work.row_bytes()
         lines = tuple(
-            self._line(place.bytes_per_s, place.flop_per_s, rows, position, train=train)
-            for place in cluster.places
+            self._line(place, rows, position, self._share(at, streams), train=train)
+            for at, place in enumerate(cluster.places)
         )
 
         def table(what: str) -> tuple[tuple[float, ...], ...]:
@@ -152,21 +159,31 @@ class Pace:
 
         return Terms(lines, table("hops"), table("busy"), table("back"), cycles, train)
 
-    def _line(self, bytes_per_s: float, flop_per_s: float, rows: int, position: int, *, train: bool) -> Line:
-        key = (bytes_per_s, flop_per_s, rows, position, train)
-        # A prompt's rows share one cache and only the last one is asked for a token.
-        caches, head_rows = (1, 1) if train else (rows, rows)
+    def _share(self, at: int, streams: int) -> float:
+        """Of its speed, what a place has while others on its machine are as busy."""
+        cluster = self._problem.cluster
+        place, busy = cluster.places[at], cluster.busy(at, streams, self._used)
+        if busy == 1:
+            return 1.0
+        if place.backend != "cpu":
+            return 1.0 / busy
+        return min(1.0, (place.cores or busy) / busy) * self._problem.known.beside_share
+
+    def _line(self, place: Place, rows: int, position: int, share: float, *, train: bool) -> Line:
+        key = (place.bytes_per_s, place.flop_per_s, place.step_s, place.batches, rows, position, train, share)
         if key not in self._lines:
             work, known = self._problem.work, self._problem.known
+            engine = Engine(place, known, share)
+            # A prompt's rows share one cache and only the last one is asked for a token.
+            caches, head_rows = (1, 1) if train else (rows, rows)
 
             def took(part: Part, n: int) -> float:
-                read = part.step_bytes(n) + caches * part.cached_bytes(position, work.kv_item_bytes)
-                flop = n * (part.flop + part.attention_flop * part.seen(position))
-                return max(read / bytes_per_s, flop / flop_per_s)
+                cached = caches * part.cached_bytes(position, work.kv_item_bytes)
+                return engine.took_s(part, n, cached, n * part.attention_flop * part.seen(position))
 
             until = [0.0]
             for first, last in zip(work.cuts, work.cuts[1:], strict=False):
                 layers = sum(took(layer, rows) for layer in work.layers[first:last])
                 until.append(until[-1] + layers + (last - first) * known.layer_s)
-            self._lines[key] = Line(tuple(until), took(work.head, head_rows), known.pass_s)
+            self._lines[key] = Line(tuple(until), took(work.head, head_rows), engine.step_s)
         return self._lines[key]

@@ -48,7 +48,7 @@ def make_plan(
     *,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     variants: Mapping[str, Work] | None = None,
-    kv_bits: Sequence[int] = (),
+    kv_bits: Sequence[Literal[8]] = (),
     whole: bool = True,
 ) -> Plan:
     """The best plan that is found. `whole`: with alternatives and what each node is worth.
@@ -99,6 +99,9 @@ def _plan(
         ),
         worth=each_node,
         alternatives=tuple(alternatives(problem, found)) if few else (),
+        # One way of computing for all: what a mixed chain says would depend on where it is cut.
+        numerics="fast" if all(places[at].fast for at in found.used) else "exact",
+        kv_bits=problem.work.kv_bits,
         gap=_gap(found),
     )
 
@@ -203,7 +206,7 @@ def _fullest(problem: Problem, found: Found, chain: Chain) -> tuple[str, float]:
 
 def _slowest_part(problem: Problem, found: Found) -> str:
     """Where most of the time goes, on the slowest chain."""
-    pace = Pace(problem)
+    pace = Pace(problem, found.used)
     chain = found.chains[0]
     told = forecast(problem, [chain]).stages
     if problem.objective == "first-token":

@@ -83,7 +83,7 @@ class Problem:
             (first, last),
             self.context,
             streams,
-            backend=self.cluster.places[place].backend,
+            base_bytes=self.cluster.places[place].base_bytes,
             limit_bytes=self.cluster.room_bytes(place),
             known=self.known,
         )
@@ -99,7 +99,7 @@ def account(
     context: int,
     streams: int,
     *,
-    backend: str,
+    base_bytes: int,
     limit_bytes: int,
     known: Constants = constants.DEFAULT,
 ) -> RankMemory:
@@ -109,7 +109,7 @@ def account(
         weights_bytes=weights,
         kv_bytes=work.stage_kv_bytes(*layers, context) * streams,
         buffers_bytes=activation_bytes(work, known) + allocator_bytes(weights),
-        base_bytes=constants.BASE_BYTES.get(backend, constants.OTHER_BASE_BYTES),
+        base_bytes=base_bytes,
         limit_bytes=limit_bytes,
     )
 

@@ -42,7 +42,7 @@ def _remedies(problem: Problem, missing: Shortage) -> str:
     if missing.streams is not None:
         ways.append(f"--concurrency {missing.streams}")
     if missing.kv_bits is not None:
-        ways.append(f"{missing.kv_bits}-bit caches")
+        ways.append(f"--kv-bits {missing.kv_bits}")
     if missing.variant is not None:
         ways.append(f"the {missing.variant} variant")
     if missing.missing_bytes is not None:

@@ -48,7 +48,7 @@ def standing(problem: Problem, plan: Plan) -> Standing:
     fault = next(_faults(problem, chains), None)
     if fault is not None:
         return Standing(fault, None, None)
-    search = Search(problem)
+    search = Search(problem, {at for chain in chains for at in chain.order})
     cost = cost_of([search.value(chain) for chain in chains], [chain.streams for chain in chains], problem)
     return Standing(None, cost, forecast(problem, chains).total_tokens_per_s)
 

@@ -3,7 +3,7 @@
 Knows nothing of which sets and orders to look at.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -35,13 +35,14 @@ class Found:
 class Search:
     """Chains over sets of places, each looked for once."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, used: Collection[int] | None = None) -> None:
         self.problem = problem
-        self.pace = Pace(problem)
+        self.pace = Pace(problem, used)
         self.rooms = Rooms(problem)
         self.pins = _pins(problem)
         self.musts = frozenset(self.pins) | frozenset(problem.limits.musts)
         self._fluids: dict[int, Fluid] = {}
+        self._bounds: dict[tuple[tuple[int, ...], int], float] = {}
         self._least: dict[tuple[tuple[int, ...], int], Least] = {}
 
     def fluid(self, streams: int) -> Fluid:
@@ -58,13 +59,13 @@ class Search:
 
     def bound(self, places: tuple[int, ...], streams: int) -> float:
         """No chain over these places has a smaller value."""
-        least = self.least(places, streams)
-        terms = self.pace.terms(streams, len(places))
-        if least.total == inf or len(places) == 1:
-            return terms.value(least.total, least.most)
-        ways = [min(terms.hops[a][b] for b in places if b != a) for a in places]
-        back = min(terms.back[a][b] for a in places for b in places if a != b)
-        return terms.value(least.total + sum(sorted(ways)[:-1]) + back, least.most)
+        key = (places, streams)
+        if key not in self._bounds:
+            least = self.least(places, streams)
+            terms = self.pace.terms(streams, len(places))
+            way = _least_way(places, terms) if least.total < inf else 0.0
+            self._bounds[key] = self.fluid(streams).joint(places, terms, least, way)
+        return self._bounds[key]
 
     def members(self, order: Sequence[int], streams: int, terms: Terms) -> list[Member]:
         return [Member(terms.lines[at], self.rooms.room(at, streams), self.pins.get(at)) for at in order]
@@ -77,10 +78,13 @@ class Search:
         least = self.least(places, streams)
         if least.total == inf:
             return None
+        known, least_way = self.bound(places, streams), _least_way(places, terms)
         queue = []
         for order in orders:
             way = hops(order, terms)
             bound = terms.value(least.total + way.total, max(least.most, way.busy))
+            # In a train every detour adds to the value; else only to the total.
+            bound = max(bound, known + (way.total - least_way if terms.train else 0.0))
             if bound < below:
                 queue.append((bound, order, way))
         queue.sort(key=lambda each: (each[0], each[1]))
@@ -111,6 +115,15 @@ class Search:
         ]
         way = hops(chain.order, terms)
         return terms.value(sum(took) + way.total, max(*took, way.busy) if len(took) > 1 else took[0])
+
+
+def _least_way(places: Sequence[int], terms: Terms) -> float:
+    """No order of these has shorter hops."""
+    if len(places) == 1:
+        return 0.0
+    ways = [min(terms.hops[a][b] for b in places if b != a) for a in places]
+    back = min(terms.back[a][b] for a in places for b in places if a != b)
+    return sum(sorted(ways)[:-1]) + back
 
 
 def _pins(problem: Problem) -> dict[int, tuple[int, int]]:

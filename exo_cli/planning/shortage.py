@@ -5,7 +5,7 @@ Everything that is offered was tried: the plan exists with it. Knows nothing of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from exo_cli.planning import solver
 from exo_cli.planning.problem import Limits, Problem, needed_bytes
@@ -31,13 +31,13 @@ class Shortage:
     streams: int | None
     variant: str | None
     """Another packing of the same model."""
-    kv_bits: int | None
+    kv_bits: Literal[8] | None
     """Caches of so many bits a number."""
     cause: str | None
     """Why it does not fit though there is memory enough: something that was asked for."""
 
 
-def shortage(problem: Problem, variants: dict[str, Work], kv_bits: Sequence[int] = ()) -> Shortage:
+def shortage(problem: Problem, variants: dict[str, Work], kv_bits: Sequence[Literal[8]] = ()) -> Shortage:
     """`variants`: the same model packed otherwise, by name, the largest first; `kv_bits`: what engines
     can pack caches to, the most first."""
     places = range(len(problem.cluster.places))

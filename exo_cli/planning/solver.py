@@ -35,6 +35,10 @@ def _solve(problem: Problem) -> Found | None:
         return exact.solve(problem)
     if is_one_chain(problem) and exact.has_few_sets(problem):
         return exact.solve(problem)
+    if problem.limits.parallel != "replicas" and exact.has_few_sets(problem):
+        # One chain is looked for in all sets; what is known of several begins with it.
+        chain = exact.solve(replace(problem, limits=replace(problem.limits, parallel="pipeline")))
+        return wide.solve(problem, [] if chain is None else [chain])
     return wide.solve(problem)
 
 

@@ -5,13 +5,16 @@ bettered by exchanging, adding and dropping places, for a fixed number of tries.
 says in words.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import permutations
 from math import inf
 from typing import Final
 
 from exo_cli.planning.bounds import Fluid
+from exo_cli.planning.exchange import Exchange
 from exo_cli.planning.ordering import likely
-from exo_cli.planning.problem import Chain, Problem
+from exo_cli.planning.problem import DEALS, Chain, Problem
 from exo_cli.planning.search import SAME, Found, Search, cost_of, is_one_chain
 
 _TRIES: Final = 60
@@ -20,6 +23,10 @@ _WORK: Final = 24_000
 """Stages times cuts of all sets that are looked into: what a large plan may cost in time."""
 _CLOSE: Final = 6
 """Sizes of sets that are all tried, from the smallest that has room; then every so many."""
+_EVERY: Final = 4
+"""Of so many places every order is looked at."""
+_FEW: Final = 16
+"""Places for which the bound is worth some time."""
 _CHAINS: Final = (1, 2, 3, 4, 6, 8, 12)
 
 Valued = tuple[float, Chain]
@@ -30,14 +37,26 @@ class _Wide(Search):
         super().__init__(problem)
         self._sets: dict[tuple[tuple[int, ...], int], Valued | None] = {}
 
+    def best(self, places: tuple[int, ...], streams: int) -> Valued | None:
+        return self.over(places, streams, inf)
+
     def over(self, places: tuple[int, ...], streams: int, below: float) -> Valued | None:
         """The best chain over likely orders of these places."""
         key = (places, streams)
         if key not in self._sets:
             terms = self.pace.terms(streams, len(places))
-            self._sets[key] = self.chain(likely(places, terms), places, streams, inf)
+            orders = permutations(places) if len(places) <= _EVERY else likely(places, terms)
+            self._sets[key] = self.chain(orders, places, streams, inf)
         found = self._sets[key]
         return found if found is not None and found[0] < below else None
+
+    def lines(self) -> Iterator[list[int]]:
+        """Those that have room for the whole model: the quickest, and the roomiest, first."""
+        places = range(len(self.problem.cluster.places))
+        alone = [(value[0], at) for at in places if (value := self.best((at,), 1)) is not None]
+        for key in (lambda each: (each[0], each[1]), lambda each: (-self.rooms.capacity(each[1]), each[1])):
+            line = [at for _, at in sorted(alone, key=key)]
+            yield sorted(line, key=lambda at: at not in self.musts)
 
     def one(self, pool: Sequence[int], streams: int, tries: int = _TRIES) -> Valued | None:
         """A good chain out of a pool."""
@@ -135,19 +154,25 @@ class _Budget:
         return _Budget(*self._whole, self._cuts)
 
 
-def solve(problem: Problem) -> Found | None:
-    """A good plan; None if none was found."""
+def solve(problem: Problem, starts: Sequence[Found] = ()) -> Found | None:
+    """A good plan; None if none was found. `starts`: plans that are known."""
     search = _Wide(problem)
     pool = tuple(range(len(problem.cluster.places)))
-    best: Found | None = None
     bound = at_best(search)
-    for chains in (1,) if is_one_chain(problem) else _CHAINS:
-        if chains > min(problem.streams, len(pool)):
-            break
-        found = _several(search, pool, chains, bound)
-        if found is not None and (best is None or found.cost < best.cost - abs(best.cost) * SAME):
-            best = found
-    return best
+    counts = (1,) if is_one_chain(problem) else _CHAINS
+    most = min(problem.streams, len(pool))
+    made = (_several(search, pool, chains, bound) for chains in counts if chains <= most)
+    found = [each for each in made if each is not None]
+    found += [replace(start, bound=bound) for start in starts]
+    if is_one_chain(problem):
+        return found[0] if found else None
+    for line in search.lines():
+        copies = (_copies(search, line, count, bound) for count in range(1, min(most, DEALS, len(line)) + 1))
+        found += [each for each in copies if each is not None]
+    if not found:
+        return None
+    best = Exchange(search, search.best).better(found)
+    return replace(best, bound=min(best.bound, best.cost))
 
 
 def _several(search: _Wide, pool: tuple[int, ...], count: int, bound: float) -> Found | None:
@@ -162,29 +187,70 @@ def _several(search: _Wide, pool: tuple[int, ...], count: int, bound: float) -> 
         values.append(found[0])
         chains.append(found[1])
         left = [at for at in left if at not in found[1].order]
-    used = sum(len(chain.order) for chain in chains)
-    limits = problem.limits
-    wanted = search.musts <= {at for chain in chains for at in chain.order}
-    if not wanted or used < limits.min_nodes or used > (limits.max_nodes or used):
+    if not _is_allowed(search, chains):
         return None
     streams_ = [chain.streams for chain in chains]
     return Found(tuple(chains), cost_of(values, streams_, problem), bound)
 
 
+def _copies(search: _Wide, line: Sequence[int], count: int, bound: float) -> Found | None:
+    """Whole copies on the first so many of a line: a request more goes to where it costs the least."""
+    problem = search.problem
+    taken = dict.fromkeys(line[:count], 1)
+    for _ in range(problem.streams - count):
+        more = [(value[0], at) for at, n in taken.items() if (value := search.best((at,), n + 1)) is not None]
+        if not more:
+            return None
+        taken[min(more)[1]] += 1
+    made = [value for at, n in sorted(taken.items()) if (value := search.best((at,), n)) is not None]
+    chains = tuple(chain for _, chain in made)
+    if len(chains) < count or not _is_allowed(search, chains):
+        return None
+    streams = [chain.streams for chain in chains]
+    return Found(chains, cost_of([value for value, _ in made], streams, problem), bound)
+
+
+def _is_allowed(search: Search, chains: Sequence[Chain]) -> bool:
+    """Whether a plan may use just these places."""
+    used = {at for chain in chains for at in chain.order}
+    limits = search.problem.limits
+    return search.musts <= used and limits.min_nodes <= len(used) <= (limits.max_nodes or len(used))
+
+
 def at_best(search: Search) -> float:
     """What no plan over any of the places is better than."""
     problem = search.problem
+    streams = problem.streams
     if is_one_chain(problem):
-        return cost_of([_chain_at_best(search, problem.streams)], [problem.streams], problem)
+        return cost_of([_chain_at_best(search, streams)], [streams], problem)
+    chains, flow = _most_chains(search), _flow(search, streams)
     if problem.objective == "throughput":
-        return -min(_flow(search, problem.streams), problem.streams / _chain_at_best(search, 1))
+        if streams > DEALS or len(problem.cluster.places) > _FEW:
+            return -min(flow, streams / _chain_at_best(search, 1))
+        least = {n: _chain_at_best(search, n) for n in range(1, streams + 1)}
+        return -min(flow, _dealt(least, streams, chains))
     # The slowest chain has at least the streams of an even share, and all of them together no more
     # than what the places can read.
-    chains = min(problem.streams, len(problem.cluster.places))
-    return max(
-        _chain_at_best(search, -(-problem.streams // chains)),
-        problem.streams / _flow(search, problem.streams),
-    )
+    return max(_chain_at_best(search, -(-streams // chains)), streams / flow)
+
+
+def _most_chains(search: Search) -> int:
+    """As many as have room for the model, with a request each, in all places together."""
+    places = range(len(search.problem.cluster.places))
+    room = sum(search.rooms.capacity(at) for at in places) + len(places)
+    fit = int(room // max(1.0, search.fluid(1).least_mass))
+    return max(1, min(search.problem.streams, len(places), fit))
+
+
+def _dealt(least: Mapping[int, float], streams: int, chains: int) -> float:
+    """Tokens a second of the best deal to at most so many chains, each as quick as any can be."""
+    best = [0.0] + [-inf] * streams
+    for _ in range(chains):
+        best = [
+            max([best[n], *(best[n - own] + own / least[own] for own in least if own <= n)])
+            for n in range(streams + 1)
+        ]
+    return best[streams]
 
 
 def _chain_at_best(search: Search, streams: int) -> float:
@@ -198,14 +264,11 @@ def _chain_at_best(search: Search, streams: int) -> float:
         if sum(rooms[:stages]) + stages < fluid.least_mass:
             continue
         terms = search.pace.terms(streams, stages)
-        least = fluid.some(pool, terms)
-        fixed = min(line.fixed_s for line in terms.lines)
         hop, back = 0.0, 0.0
         if stages > 1:
             hop = min(terms.hops[a][b] for a in pool for b in pool if a != b)
             back = min(terms.back[a][b] for a in pool for b in pool if a != b)
-        total = least.total + stages * fixed + (stages - 1) * hop + back
-        best = min(best, terms.value(total, least.most + fixed))
+        best = min(best, fluid.any(pool, terms, stages, (stages - 1) * hop + back))
     return best
 
 

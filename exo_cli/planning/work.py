@@ -6,7 +6,7 @@ of time, or of how a model is found.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from exo_cli.models.geometry import Geometry, geometry, text_config
 from exo_cli.models.parts import Cache, Weights
@@ -15,6 +15,8 @@ from exo_cli.planning.packing import Packing, packing
 KV_STEP: Final = 256
 """Engines' caches grow by so many positions at a time."""
 FLOAT32_BYTES: Final = 4
+_SCALE_BYTES: Final = 1 / 8
+"""In caches of fewer bits, a number's share of what scales it: 8 bytes for 64 (mlx-lm), 4 for 32 (ours)."""
 
 
 _NONE: Final = Cache()
@@ -78,6 +80,7 @@ class Work:
     """How many numbers a position sends from stage to stage."""
     wire_item_bytes: int
     kv_item_bytes: float
+    """Of a number in a cache, with its share of what scales it."""
     format: str
     """What rates for such weights go by."""
     longest: int
@@ -85,6 +88,8 @@ class Work:
     units: int = 1
     """Into how many parts tensor parallelism can share its layers: key and value heads, or heads where
     there is one latent cache."""
+    kv_bits: Literal[8] | None = None
+    """Of a number in the caches; None: as it is computed."""
     latent: bool = False
     """Whether every rank would keep the whole cache."""
 
@@ -111,9 +116,11 @@ class Work:
         """What a position takes on the wire."""
         return self.width * self.wire_item_bytes
 
-    def with_kv_bits(self, bits: int) -> "Work":
-        """The same with caches of so many bits; groups of 64 with two numbers of 16 bits each."""
-        return replace(self, kv_item_bytes=bits / 8 + 4 / 64)
+    def with_kv_bits(self, bits: Literal[8] | None) -> "Work":
+        """The same with caches of so many bits."""
+        if bits is None:
+            return self
+        return replace(self, kv_bits=bits, kv_item_bytes=bits / 8 + _SCALE_BYTES)
 
 
 def work_of(

@@ -57,6 +57,12 @@ class BenchStage(Record, frozen=True, kw_only=True):
     kv_budget_bytes: int
     node_memory_used_bytes: int | None
     """What the node gave to models, this stage included, after the run."""
+    numerics: str | None = None
+    """How it computed; null in files of before this was known."""
+    numerics_reason: str | None = None
+    """Why it was exact where fast was asked for."""
+    kernels: str | None = None
+    """The class of kernels that `fast` has on its processor."""
 
 
 class BenchLink(Record, frozen=True, kw_only=True):
@@ -79,8 +85,11 @@ class Conditions(Record, frozen=True, kw_only=True):
     warmup: int
     seed: int
     numerics: str | None
+    """What ran, not what was asked for: of each stage in order where they differ (`fast, exact`)."""
     threads: int | None
     memory_bytes: int | None
+    kv_bits: int | None = None
+    """Of a number in the caches; None: as it is computed, or not known."""
 
 
 class Interval(Record, frozen=True, kw_only=True):

@@ -45,6 +45,10 @@ class RunSummary(Event, tag="summary", frozen=True, kw_only=True):
     generated_tokens: int
     ttft_ms: float | None
     decode_tokens_per_s: float | None
+    numerics: str | None = None
+    """How it was computed; `mixed` where stages differ."""
+    numerics_reason: str | None = None
+    """Why it is not all fast where fast was asked for."""
 
 
 class TopologyLine(Event, tag="topology", frozen=True, kw_only=True):

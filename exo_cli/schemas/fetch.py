@@ -24,6 +24,10 @@ class FetchShare(Record, frozen=True, kw_only=True):
     """To come from the hub."""
     neighbour_bytes: int
     """To come from the other nodes."""
+    by_source: dict[str, int]
+    """The same by name: the hub, a node, the driver; about, where several have the same bytes."""
+    lacking_bytes: int
+    """That nobody has who may be asked."""
     free_bytes: int | None
     """On the disk; null where the node did not say."""
 
@@ -70,6 +74,7 @@ class Fetched(FetchLine, tag="fetched", frozen=True, kw_only=True):
     revision: str
     digest: str
     path: str
+    """On that machine; empty where a node that has everything was not asked."""
     layers: tuple[int, int] | None
     total_bytes: int
     by_source: dict[str, int]

@@ -121,5 +121,9 @@ class Plan(Record, frozen=True, kw_only=True):
     left_out: tuple[LeftOut, ...] = ()
     worth: tuple[Worth, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
+    numerics: Literal["exact", "fast"] | None = None
+    """How all of its stages are to compute; None: as its nodes can, when it is carried out."""
+    kv_bits: Literal[8] | None = None
+    """Of a number in the caches of all stages; None: as it is computed."""
     gap: float | None = None
     """By how much the best plan there is can be better at the most; 0 where this is it."""

@@ -26,6 +26,10 @@ class RunningStage(Record, frozen=True, kw_only=True):
     idle_s: float
     keep_alive_s: float | None
     """For how long it stays without use; null: until it is unloaded."""
+    numerics: str | None = None
+    """How it computes; null until it is loaded."""
+    numerics_reason: str | None = None
+    """Why it is exact where fast was asked for."""
     failure: str | None = None
     """Why its engine ended, if it did."""
 

@@ -39,13 +39,27 @@ class Memory(Record, frozen=True, kw_only=True):
     free_bytes: int
 
 
+class Batch(Record, frozen=True, kw_only=True):
+    """A step of several requests' tokens."""
+
+    rows: int
+    times: float
+    """So many times as long as with one row, without what a step costs whatever is in it."""
+
+
 class Rate(Record, frozen=True, kw_only=True):
     """How fast a node computes with weights of one format, measured with the real kernels."""
 
     format: str
     decode_bytes_per_s: float
     prefill_flop_per_s: float
+    step_s: float | None = None
+    """What a step costs whatever is in it."""
+    batches: tuple[Batch, ...] = ()
+    """By rows, the fewest first."""
     measured_unix_ms: int
+    numerics: str = "exact"
+    """How it computed."""
 
 
 class LoadedStage(Record, frozen=True, kw_only=True):
@@ -55,6 +69,10 @@ class LoadedStage(Record, frozen=True, kw_only=True):
     layers: tuple[int, int]
     state: Literal["loading", "ready", "failed", "unloading"]
     kv_free_bytes: int | None = None
+    numerics: str | None = None
+    """How it computes, once it is ready."""
+    pinned: bool = False
+    """A plan gave it to its node, which keeps it."""
 
 
 class Node(Record, frozen=True, kw_only=True):
@@ -77,6 +95,10 @@ class Node(Record, frozen=True, kw_only=True):
     cores: int
     backend: str
     memory: Memory
+    numerics: tuple[str, ...] = ("exact",)
+    """How its engine can compute: `exact`, and `fast` where there are kernels for its processor."""
+    kernels: str | None = None
+    """Their class: avx512-vnni, avx-vnni, avx2, neon, generic."""
     loopback_bytes_per_s: float | None = None
     """What the transport itself does on this machine: the ceiling of every link to it."""
     rates: tuple[Rate, ...] = ()

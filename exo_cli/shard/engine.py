@@ -19,7 +19,7 @@ import msgspec
 
 from exo_cli.errors import ExoError, Internal, SystemFailure, TryAgain
 from exo_cli.shard.cores import pin
-from exo_cli.shard.messages import LEAVE, Beat, Failed, Line, Progress, Ready, Start
+from exo_cli.shard.messages import AHEAD, LEAVE, Beat, Failed, Line, Progress, Ready, Start
 
 LINE_LIMIT: Final = 1 << 20
 STDERR_LINES: Final = 40
@@ -57,6 +57,27 @@ class LetGo(TryAgain):
         super().__init__("the stage was let go while it was being loaded", hint="Run the command again.")
 
 
+async def spawn(surroundings: Surroundings, *, ahead: bool = False) -> asyncio.subprocess.Process:
+    """A process that waits for its first line; `ahead`: it imports meanwhile what every engine needs."""
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "exo_cli.shard.worker",
+            *([AHEAD] if ahead else []),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LINE_LIMIT,
+            env={**os.environ, **surroundings.environment},
+        )
+    except OSError as error:
+        raise SystemFailure(
+            f"no engine can be started: {(error.strerror or str(error)).lower()}",
+            hint="This machine has too little of something: processes, open files or memory.",
+        ) from error
+
+
 class Engine:
     """A running engine process."""
 
@@ -65,6 +86,7 @@ class Engine:
         start: Start,
         *,
         surroundings: Surroundings | None = None,
+        process: asyncio.subprocess.Process | None = None,
         on_end: Callable[["Engine"], None] = lambda engine: None,
     ) -> None:
         self.start_line = start
@@ -77,7 +99,8 @@ class Engine:
         self._beat_s = time.monotonic()
         self._on_end = on_end
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
-        self._process: asyncio.subprocess.Process | None = None
+        self._process = process
+        """None, or one that waits for its first line already."""
         self._tasks: list[asyncio.Task[None]] = []
         self._killed_because: str | None = None
         self.known = asyncio.Event()
@@ -110,22 +133,8 @@ class Engine:
 
     async def start(self) -> None:
         """Start the process and hand it its first line; returns at once."""
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "exo_cli.shard.worker",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                limit=LINE_LIMIT,
-                env={**os.environ, **self._surroundings.environment},
-            )
-        except OSError as error:
-            raise SystemFailure(
-                f"no engine can be started: {(error.strerror or str(error)).lower()}",
-                hint="This machine has too little of something: processes, open files or memory.",
-            ) from error
+        if self._process is None:
+            self._process = await spawn(self._surroundings)
         # At once: from now on it can end, and whoever waits for that has to hear of it.
         self._tasks = [
             asyncio.create_task(self._hear()),

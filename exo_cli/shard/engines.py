@@ -4,13 +4,14 @@ The parent's alone: no engine knows of the others. Knows nothing of gRPC or of w
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from exo_cli.errors import TryAgain
 from exo_cli.schemas.topology import LoadedStage
-from exo_cli.shard.engine import Engine, Surroundings
+from exo_cli.shard.engine import Engine, Surroundings, spawn
 from exo_cli.shard.messages import Progress, Ready, Start
 
 DEFAULT_KEEP_ALIVE_S = 600.0
@@ -44,6 +45,7 @@ class Wanted:
     memory_bytes: int
     wire_dtype: str
     numerics: str
+    kv_bits: int | None
     context: int
     concurrency: int
 
@@ -100,7 +102,9 @@ class Lease:
         line = self.engine.start_line
         if not self.is_slice(wanted):
             return False
-        if (line.wire_dtype, line.numerics) != (wanted.wire_dtype, wanted.numerics):
+        if line.wire_dtype != wanted.wire_dtype or wanted.numerics not in self._numerics:
+            return False
+        if line.kv_bits != wanted.kv_bits and (wanted.kv_bits is not None or not self.pinned):
             return False
         if self.pinned:
             return True
@@ -108,6 +112,12 @@ class Lease:
         long = not line.context or 0 < wanted.context <= line.context
         many = max(1, line.concurrency) * line.context >= max(1, wanted.concurrency) * wanted.context
         return long and ((many and line.context > 0) or self.memory_bytes >= wanted.memory_bytes)
+
+    @property
+    def _numerics(self) -> set[str]:
+        """What was asked of it, and what it does: the same, or `exact` where `fast` is not to be had."""
+        ready = self.engine.ready_line
+        return {self.engine.start_line.numerics, *([] if ready is None else [ready.numerics])}
 
     @property
     def name(self) -> str:
@@ -122,6 +132,8 @@ class Lease:
             layers=(line.first_layer, line.last_layer),
             state=self.engine.state,
             kv_free_bytes=free,
+            numerics=None if ready is None else ready.numerics,
+            pinned=self.pinned,
         )
 
 
@@ -132,6 +144,7 @@ class Engines:
         self._limit_bytes = limit_bytes
         self._capacity_bytes = 0
         self._leases: dict[str, Lease] = {}
+        self._spare: tuple[Surroundings, asyncio.subprocess.Process] | None = None
         self.surroundings: Callable[[], Surroundings] = Surroundings
         """Those of the engine that is started next."""
         self.on_change: Callable[[], None] = lambda: None
@@ -173,11 +186,28 @@ class Engines:
                 raise NodeFull(needed, self.free_bytes, [lease.name for lease in self.leases])
             await self.unload(idle[0])
 
+    async def prepare(self, surroundings: Surroundings) -> None:
+        """Start a process for the next engine, so that what it imports is there by then."""
+        self._spare = surroundings, await spawn(surroundings, ahead=True)
+
+    async def _take(self, surroundings: Surroundings) -> asyncio.subprocess.Process | None:
+        """The process that was started ahead, if it has what the engine shall have."""
+        if self._spare is None:
+            return None
+        (its, process), self._spare = self._spare, None
+        if its.environment == surroundings.environment and process.returncode is None:
+            return process
+        await _end(process)
+        return None
+
     async def load(
         self, start: Start, *, model: str, digest: str, keep_alive_s: float, pinned: bool = False
     ) -> AsyncGenerator[Progress | Ready, None]:
         """Start an engine; its progress, then its figures. What fails leaves nothing behind."""
-        engine = Engine(start, surroundings=self.surroundings(), on_end=self._ended)
+        surroundings = self.surroundings()
+        engine = Engine(
+            start, surroundings=surroundings, process=await self._take(surroundings), on_end=self._ended
+        )
         lease = Lease(model, digest, engine, keep_alive_s, start.memory_bytes, pinned)
         self._leases[start.stage_id] = lease
         self.on_change()
@@ -219,8 +249,18 @@ class Engines:
             await asyncio.sleep(LOOK_S)
 
     async def close(self) -> None:
+        if self._spare is not None:
+            (_, process), self._spare = self._spare, None
+            await _end(process)
         for lease in self.leases:
             await self.unload(lease)
 
     def _ended(self, _: Engine) -> None:
         self.on_change()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a process that waits for its first line."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()

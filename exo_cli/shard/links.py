@@ -124,7 +124,8 @@ class Door:
     async def close(self) -> None:
         if self._later is not None:
             self._later.cancel()
-        for each in self._listening:
+        listening, self._listening = self._listening, []
+        for each in listening:
             asyncio.get_running_loop().remove_reader(each.fileno())
             if each.family == socket.AF_UNIX:
                 with contextlib.suppress(FileNotFoundError):

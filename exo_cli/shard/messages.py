@@ -13,6 +13,8 @@ import msgspec
 from exo_cli.models.random_model import RandomModel
 
 LEAVE: Final = signal.SIGUSR1
+AHEAD: Final = "ahead"
+"""To an engine process, in place of a first line that is still to come: import what every engine needs."""
 
 WireDType = Literal["", "float32", "bfloat16", "float16"]
 
@@ -42,6 +44,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     wire_dtype: WireDType = ""
     """How its payload travels; empty: as it is computed."""
     numerics: Literal["exact", "fast"] = "exact"
+    kv_bits: Literal[8] | None = None
+    """Of a number in the caches; None: as it is computed."""
     context: int = 0
     """The most positions of a request; 0: as many as there is room for."""
     concurrency: int = 0

@@ -22,7 +22,7 @@ import msgspec
 
 from exo_cli import __version__, atomic
 from exo_cli.cluster.describe import Self
-from exo_cli.schemas.topology import Rate
+from exo_cli.schemas.topology import Batch, Rate
 from exo_cli.shard.cores import THREAD_VARIABLES, cores_text, pin
 from exo_cli.shard.engine import Surroundings
 
@@ -56,6 +56,9 @@ class _Said(msgspec.Struct, frozen=True):
     format: str
     decode_bytes_per_s: float
     prefill_flop_per_s: float
+    numerics: str = "exact"
+    step_s: float | None = None
+    batches: tuple[Batch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class Trial:
     calm_s: float = CALM_S
     lock: Path = _LOCK
     """Held by the node of this machine that measures."""
+    numerics: Sequence[str] = ("exact",)
+    """Each way of computing in a process of its own."""
 
 
 async def know(me: Self, trial: Trial, tell: Callable[[], None]) -> None:
@@ -96,13 +101,25 @@ async def _measured(trial: Trial) -> tuple[Rate, ...]:
             if not alone:
                 continue
             surroundings = trial.surroundings()
-            found = await _ask(trial, surroundings)
-        if found:
-            kept = Kept(key=_key(surroundings), rates=found)
+            found = await _each(trial, surroundings)
+        # What one way of computing did not say is asked again after the next start.
+        if found and {rate.numerics for rate in found} >= set(trial.numerics):
+            kept = Kept(key=_key(surroundings, trial.numerics), rates=found)
             with contextlib.suppress(OSError):
                 atomic.replace(trial.directory / FILE, msgspec.json.encode(kept) + b"\n", mode=0o600)
         if found is not None:
             return found
+
+
+async def _each(trial: Trial, surroundings: Surroundings) -> tuple[Rate, ...] | None:
+    """Of all ways of computing; None if somebody came meanwhile."""
+    found: tuple[Rate, ...] = ()
+    for numerics in trial.numerics:
+        said = await _ask((*trial.command, "--numerics", numerics), trial, surroundings)
+        if said is None:
+            return None
+        found += said
+    return found
 
 
 async def _calm(trial: Trial) -> None:
@@ -114,11 +131,11 @@ async def _calm(trial: Trial) -> None:
             since_s = time.monotonic()
 
 
-async def _ask(trial: Trial, surroundings: Surroundings) -> tuple[Rate, ...] | None:
+async def _ask(command: Sequence[str], trial: Trial, surroundings: Surroundings) -> tuple[Rate, ...] | None:
     """One process; None if it was ended for something that came."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *trial.command,
+            *command,
             stdin=asyncio.subprocess.PIPE,  # with it the process ends
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -158,7 +175,10 @@ def _rates(said: bytes) -> tuple[Rate, ...]:
             format=line.format,
             decode_bytes_per_s=line.decode_bytes_per_s,
             prefill_flop_per_s=line.prefill_flop_per_s,
+            step_s=line.step_s,
+            batches=line.batches,
             measured_unix_ms=now_ms,
+            numerics=line.numerics,
         )
         for line in lines
     )
@@ -170,11 +190,11 @@ def _kept(trial: Trial) -> tuple[Rate, ...]:
         kept = msgspec.json.decode((trial.directory / FILE).read_bytes(), type=Kept)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return ()
-    wanted = (_SCHEMA, _key(trial.surroundings()))
+    wanted = (_SCHEMA, _key(trial.surroundings(), trial.numerics))
     return kept.rates if (kept.schema, kept.key) == wanted else ()
 
 
-def _key(surroundings: Surroundings) -> str:
+def _key(surroundings: Surroundings, numerics: Sequence[str]) -> str:
     """Figures that were measured under another one are no longer so."""
     try:
         mlx = metadata.version("mlx")
@@ -182,7 +202,8 @@ def _key(surroundings: Surroundings) -> str:
         mlx = "none"
     environment = {**os.environ, **surroundings.environment}
     threads = "/".join(environment.get(name, "") for name in THREAD_VARIABLES)
-    return f"exo {__version__}, mlx {mlx}, cores {cores_text(surroundings.cores)}, threads {threads}"
+    cores = cores_text(surroundings.cores)
+    return f"exo {__version__}, mlx {mlx}, cores {cores}, threads {threads}, {' and '.join(numerics)}"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -16,7 +17,7 @@ from exo_cli.cluster.membership import Change
 from exo_cli.cluster.node import NodeHost, NodeOptions
 from exo_cli.cluster.pairs import is_unix
 from exo_cli.cluster.service import Diagnose
-from exo_cli.errors import Exit
+from exo_cli.errors import Exit, SystemFailure
 from exo_cli.fetch.locate import Locator
 from exo_cli.fetch.stores import Stores
 from exo_cli.schemas.events import ReadyLine
@@ -28,7 +29,7 @@ from exo_cli.shard.engine import Surroundings
 from exo_cli.shard.engines import Engines
 from exo_cli.shard.rates import NEEDED_BYTES, Trial, know
 from exo_cli.shard.service import ShardService
-from exo_cli.shard.standing import Standing, own_stages
+from exo_cli.shard.standing import Standing, numerics_of, own_stages
 from exo_cli.trust.keyring import KeyringSource
 
 EXPIRE_EVERY_S = 1.0
@@ -53,6 +54,8 @@ class ShardOptions:
     measures: bool = True
     """Whether it finds out how fast its engine is while nobody asks for anything."""
     plan: Plan | None = None
+    numerics: Literal["exact", "fast"] | None = None
+    """How the plan's stages compute; None: as the plan says."""
     diagnose: Diagnose | None = None
     """What this machine's tools say, for the doctor."""
 
@@ -76,6 +79,10 @@ async def serve(
 
     expiring = asyncio.create_task(_expire(running.engines))
     try:
+        if options.listen is not None and is_unix(options.listen):
+            # Somebody has started us for a stage: its engine starts beside us.
+            with contextlib.suppress(SystemFailure):
+                await running.engines.prepare(_alone(shard))
         return await run_node(
             running.host,
             source,
@@ -129,6 +136,8 @@ class _Running:
                     lambda: self.engines.surroundings(),
                     self._is_calm,
                     lambda: self.engines.free_bytes >= NEEDED_BYTES,
+                    # The default first: it is what plans ask for.
+                    numerics=self.host.me.machine.numerics[::-1],
                 )
                 self._learning.append(
                     asyncio.create_task(know(self.host.me, trial, self.host.survey.touch_self))
@@ -180,7 +189,9 @@ class _Running:
         engines.on_change = node.survey.touch_self
         engines.surroundings = lambda: _surroundings(shard, engines, node)
         if shard.plan is not None:
-            own = own_stages(shard.plan, me.identity.node_id, me.identity.name)
+            us = (me.identity.node_id, me.identity.name)
+            numerics = numerics_of(shard.plan, us, me.machine.numerics, shard.numerics)
+            own = own_stages(shard.plan, *us, numerics)
             made.pinned.update(request.load_id for request in own)
             self._standing = Standing(
                 own,
@@ -191,6 +202,12 @@ class _Running:
                 note=self._note,
             )
         return made
+
+
+def _alone(shard: ShardOptions) -> Surroundings:
+    """For an engine that has this machine to itself."""
+    cores = len(shard.cores or usable_cores())
+    return Surroundings(thread_environment(shard.threads, cores, 1, os.environ), shard.cores)
 
 
 def _surroundings(shard: ShardOptions, engines: Engines, node: NodeHost) -> Surroundings:

@@ -38,6 +38,7 @@ _WIRE_DTYPES: Final[dict[int, WireDType]] = {
     pb.DTYPE_BFLOAT16: "bfloat16",
     pb.DTYPE_FLOAT16: "float16",
 }
+_KV_BITS: Final[dict[int, Literal[8] | None]] = {0: None, 8: 8}
 _NUMERICS: Final[dict[str, Literal["exact", "fast"]]] = {"": "exact", "exact": "exact", "fast": "fast"}
 _SAME_VERSION: Final = "Install the same version of exo on every machine."
 
@@ -136,16 +137,14 @@ class ShardService(WeightsServicer, NodeService):
 
     async def _located(self, request: pb.LoadRequest) -> AsyncGenerator[pb.LoadEvent | Path, None]:
         """What is being fetched, and at last where the weights are."""
-        fetched: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+        fetched: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
         locating = asyncio.ensure_future(
             self._locate(request, lambda done, total: fetched.put_nowait((done, total)))
         )
+        locating.add_done_callback(lambda _: fetched.put_nowait(None))
         try:
-            while not locating.done() or not fetched.empty():
-                try:
-                    done, total = await asyncio.wait_for(fetched.get(), 0.1)
-                except TimeoutError:
-                    continue
+            while (heard := await fetched.get()) is not None:
+                done, total = heard
                 yield pb.LoadEvent(progress=pb.LoadProgress(doing="fetch", done=done, total=total))
             yield await locating
         finally:
@@ -192,6 +191,8 @@ class ShardService(WeightsServicer, NodeService):
                 base_bytes=ready.base_bytes,
                 allowed_cuts=ready.allowed_cuts,
                 slots=ready.shares_steps,
+                numerics=ready.numerics,
+                numerics_reason=ready.numerics_reason,
             )
         )
 
@@ -212,6 +213,7 @@ class ShardService(WeightsServicer, NodeService):
             memory_bytes=memory,
             wire_dtype=_WIRE_DTYPES[request.wire_dtype],
             numerics=_NUMERICS[request.numerics],
+            kv_bits=_KV_BITS[request.kv_bits],
             context=request.context,
             concurrency=request.concurrency,
             hosts=self._hosts,
@@ -288,6 +290,7 @@ def _wanted(request: pb.LoadRequest) -> Wanted:
         memory_bytes=request.memory_bytes,
         wire_dtype=_WIRE_DTYPES[request.wire_dtype],
         numerics=_NUMERICS[request.numerics],
+        kv_bits=_KV_BITS[request.kv_bits],
         context=request.context,
         concurrency=request.concurrency,
     )
@@ -308,8 +311,8 @@ def _check(request: pb.LoadRequest) -> None:
         raise BadData(f"stages send no tensors of type {request.wire_dtype}", hint=_SAME_VERSION)
     if request.numerics not in _NUMERICS:
         raise BadData(f"this version of exo has no --numerics {request.numerics}", hint="Use exact or fast.")
-    if request.kv_bits:
-        raise BadData("this version of exo keeps the KV cache as it is computed", hint="Leave kv_bits out.")
+    if request.kv_bits not in _KV_BITS:
+        raise BadData(f"this version of exo has no caches of {request.kv_bits} bits", hint="Use --kv-bits 8.")
 
 
 def _random(request: pb.LoadRequest) -> RandomModel:
@@ -348,6 +351,7 @@ def _stage_stats(lease: Lease, rate: float) -> pb.StageStats:
     if ready is not None:
         stats.kv_budget_bytes = ready.kv_budget_bytes
         stats.weights_bytes = ready.weights_bytes
+        stats.numerics, stats.numerics_reason = ready.numerics, ready.numerics_reason
     if beat is not None:
         stats.requests = beat.requests
         stats.kv_used_bytes = beat.kv_used_bytes

@@ -8,9 +8,9 @@ nothing of where weights come from and of how an engine is started.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 from exo_cli.errors import BadData, ExoError, NotFound, TryAgain, Unavailable
 from exo_cli.schemas.plan import Plan
@@ -26,7 +26,21 @@ CALM_S: Final = 60.0
 Load = Callable[[pb.LoadRequest], AsyncIterator[pb.LoadEvent]]
 
 
-def own_stages(plan: Plan, node_id: str, name: str) -> list[pb.LoadRequest]:
+def numerics_of(
+    plan: Plan, us: Collection[str], offered: Collection[str], asked: Literal["exact", "fast"] | None
+) -> Literal["exact", "fast"]:
+    """How all stages of the plan are to compute, which each of its nodes must find alike.
+
+    A plan that does not say it leaves no choice where it names others than `us`: what they can do is not
+    known while they start.
+    """
+    if asked is not None or plan.numerics is not None:
+        return asked or plan.numerics or "exact"
+    alone = all(rank.node in us for each in plan.replicas for stage in each.stages for rank in stage.ranks)
+    return "fast" if alone and "fast" in offered else "exact"
+
+
+def own_stages(plan: Plan, node_id: str, name: str, numerics: str = "exact") -> list[pb.LoadRequest]:
     """What the plan wants of this node, which it calls by id or by name."""
     found: dict[str, pb.LoadRequest] = {}
     for replica in plan.replicas:
@@ -34,7 +48,7 @@ def own_stages(plan: Plan, node_id: str, name: str) -> list[pb.LoadRequest]:
         check_stages(plan, replica.stages, layers)
         for stage in replica.stages:
             if stage.ranks[0].node in (node_id, name):
-                request = load_request(plan, stage, layers)
+                request = load_request(plan, stage, layers, numerics=numerics)
                 found.setdefault(request.load_id, request)
     if not found:
         ranks = (rank for each in plan.replicas for stage in each.stages for rank in stage.ranks)

@@ -28,7 +28,7 @@ from exo_cli.fetch.partial import coverage
 from exo_cli.shard import translate
 from exo_cli.shard.flows import StageFacts, StageFlows
 from exo_cli.shard.links import Door
-from exo_cli.shard.messages import LEAVE, Beat, Failed, LeafText, Line, Progress, Ready, Start
+from exo_cli.shard.messages import AHEAD, LEAVE, Beat, Failed, LeafText, Line, Progress, Ready, Start
 from exo_cli.shard.neighbours import Neighbours
 from exo_cli.shard.ring import Ring
 from exo_cli.shard.thread import EngineThread
@@ -64,6 +64,7 @@ def load(start: Start) -> tuple[StageCore[Any], Ready]:
             context=start.context,
             concurrency=start.concurrency,
             numerics=start.numerics,
+            kv_bits=start.kv_bits,
             alone=True,
             random=start.random,
             covers=coverage(Path(start.model_dir)),
@@ -206,13 +207,27 @@ def _leaf(text: LeafText) -> Leaf:
     return Leaf(text.name, text.key_pem.encode(), text.certificate_pem.encode(), text.authority_pem.encode())
 
 
+def _ahead() -> None:
+    """Import what every engine needs, on a CPU the kernels' compiler too."""
+    from exo_cli.engine import stage
+
+    if stage.on_cpu():
+        with contextlib.suppress(ImportError):
+            stage.kernels_ahead()
+
+
 def _end_with_parent() -> Start:
     """Read the first line; when the pipe ends, so does this process, whatever it is doing."""
     if sys.platform == "linux":
         # A native call may hold the interpreter for long: then only the kernel can end us.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     pipe = sys.stdin.buffer
-    start = msgspec.json.decode(pipe.readline(), type=Start)
+    if sys.argv[1:] == [AHEAD]:
+        _ahead()
+    line = pipe.readline()
+    if not line:
+        sys.exit(Exit.OK)  # nobody needed us
+    start = msgspec.json.decode(line, type=Start)
 
     def watch() -> None:
         # Not through the buffer: the interpreter cannot end while a thread holds its lock, and aborts.

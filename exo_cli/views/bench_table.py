@@ -47,6 +47,7 @@ def words(bench: Bench) -> Iterator[str]:
     random = ", random weights" if model.kind == "random" else ""
     yield f"{model.name}{random}{bits}; {bench.target}"
     yield from map(_stage, bench.stages)
+    yield from _numerics(bench)
     for link in bench.links:
         if link.bytes_per_token is not None:
             yield f"{link.from_node} to {link.to_node}: {bytes_text(link.bytes_per_token)} a token"
@@ -162,6 +163,15 @@ def _stage(stage: BenchStage) -> str:
     used = stage.node_memory_used_bytes
     whole = "" if used is None else f", {bytes_text(used)} in use by models"
     return f"{on}: {layers}, {held}{whole}"
+
+
+def _numerics(bench: Bench) -> Iterator[str]:
+    """How it was computed, where that is known, and why no other way."""
+    if bench.conditions.numerics is not None:
+        yield f"numerics {bench.conditions.numerics}"
+    reasons = {stage.node: stage.numerics_reason for stage in bench.stages if stage.numerics_reason}
+    for node, reason in reasons.items():
+        yield f"no fast kernels on {node}: {reason}"
 
 
 def _timeline(it: Timeline) -> str:

@@ -43,7 +43,8 @@ def check_stages(plan: Plan, stages: Sequence[PlannedStage], layers: int) -> Non
 
 def load_id(plan: Plan, layers: tuple[int, int], layers_in_model: int, numerics: str = "exact") -> str:
     """Names a load by everything that decides what is loaded."""
-    said = (plan.model.digest, *layers, layers_in_model, plan.dtype, numerics, plan.context, plan.concurrency)
+    caches = plan.context, plan.concurrency, plan.kv_bits
+    said = (plan.model.digest, *layers, layers_in_model, plan.dtype, numerics, *caches)
     return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
 
 
@@ -68,6 +69,7 @@ def load_request(
         numerics=numerics,
         context=plan.context,
         concurrency=_concurrency(plan, stage),
+        kv_bits=plan.kv_bits or 0,
         memory_bytes=_granted_bytes(memory),
         weights_from=weights_from,
         evict_idle=True,

@@ -10,7 +10,7 @@ import pytest
 
 from exo_cli.bench.chain import vocabulary
 from exo_cli.bench.load import Load
-from exo_cli.bench.measure import Job, measure, measure_server, remarks
+from exo_cli.bench.measure import Job, measure, measure_server, remarks, what_ran
 from exo_cli.drive.driver import Settings, Telling
 from exo_cli.errors import BadData
 from exo_cli.models.directory import ModelDirectory
@@ -18,7 +18,7 @@ from exo_cli.schemas.bench import Bench
 from exo_cli.schemas.plan import ModelRef
 from exo_cli.schemas.topology import Node, Topology
 from exo_cli.trust.keyring import KeyringSource
-from tests.support import cluster, tiny_models, toy_model
+from tests.support import benches, cluster, tiny_models, toy_model
 from tests.support.benches import level
 from tests.support.cluster import shards
 from tests.support.fake_target import FakeTarget
@@ -32,6 +32,7 @@ def settings(home: Path, model: Any, **more: Any) -> Settings:
         weights_dir=home / ".cache" / "exo" / "weights",
         nodes_dir=home / "nodes",
         topology=home / "topology.json",
+        numerics="exact",
         **more,
     )
 
@@ -44,6 +45,14 @@ def spoil(model: Path) -> None:
             for at in range(len(data) // 2, len(data) - 4, 40):
                 data[at : at + 4] = b"\x00\x00\x80\xbf"
             path.write_bytes(bytes(data))
+
+
+def test_what_ran_is_told_of_each_stage_where_they_differ() -> None:
+    fast = benches.stage("a", 0, 2, numerics="fast")
+    exact = benches.stage("b", 2, 4, numerics="exact")
+    assert what_ran([fast, fast]) == "fast"
+    assert what_ran([fast, exact, fast]) == "fast, exact, fast"
+    assert what_ran([]) is None
 
 
 @pytest.mark.process
@@ -82,6 +91,8 @@ def test_a_split_model_is_measured_and_compared_with_the_whole(
         assert [stage.layers for stage in found.stages] == [(0, 2), (2, 4)]
         assert all(stage.fresh and stage.load_ms for stage in found.stages)
         assert all(stage.node_memory_used_bytes for stage in found.stages)
+        assert found.conditions.numerics == "exact"
+        assert {(stage.numerics, stage.numerics_reason) for stage in found.stages} == {("exact", None)}
         assert found.load_ms is not None
         assert (found.model.kind, found.model.layers) == ("weights", 4)
         assert rounds[-1] == (9, 9)

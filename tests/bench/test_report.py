@@ -96,6 +96,17 @@ def test_a_benchmark_is_told_whole() -> None:
     assert [kind for kind in kinds(found, "div") if "banner" in kind] == ["banner valid"]
 
 
+def test_each_stage_says_how_it_computed() -> None:
+    stages = (
+        make.stage("a", 0, 2, numerics="fast", kernels="avx512-vnni"),
+        make.stage("b", 2, 3, numerics="exact", numerics_reason="a processor without <fma>"),
+        make.stage("c", 3, 4),
+    )
+    found = check(make.bench(stages=stages))
+    for each in ("fast", "avx512-vnni", "a processor without <fma>", "not known"):
+        assert each in found.words
+
+
 def test_medians_are_told_too() -> None:
     bench = make.bench()
     told = check(bench).figures

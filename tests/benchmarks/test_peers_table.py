@@ -36,6 +36,7 @@ def test_every_row_of_the_issue_is_there() -> None:
         "decode, 2 stages on the same cores ÷ unsplit, llama-250m",
         "decode, 3 stages on the same cores ÷ unsplit, llama-3.2-1b",
         "requests, 8 on 2 stages of a core each ÷ the best of 1 stage",
+        "requests, 8 on 2 stages of a core each, of the read bandwidth",
         "÷ RPC",
         "÷ stock mlx-lm",
     ):
@@ -52,6 +53,13 @@ def test_what_is_compared_takes_turns_in_one_group() -> None:
     for row in rows(Sizes()):
         assert {case.geometry for case in (row.ours, *row.theirs)} == {row.ours.geometry}
         assert row.group.startswith(row.ours.geometry)
+
+
+def test_stages_that_all_have_work_divide_the_requests() -> None:
+    eight = Work("decode", gen=8, requests=8)
+    stages = (((0,),), ((0,), (1,)), ((0,), (1,), (2,)))
+    assert [Case("memory", "small", 4, eight, each).together for each in stages] == [8, 4, 2]
+    assert [Case("memory", "small", 4, Work("decode"), each).together for each in stages] == [1, 1, 1]
 
 
 def test_the_ratio_is_of_medians() -> None:

@@ -47,6 +47,13 @@ def test_its_endpoint_is_where_this_machine_reaches_it(tmp_path: Path, host: str
     assert me(tmp_path, host=host).record().endpoint == endpoint
 
 
+def test_it_says_how_its_engine_can_compute(tmp_path: Path) -> None:
+    assert (me(tmp_path).record().numerics, me(tmp_path / "2").record().kernels) == (("exact",), None)
+    machine = Machine("h", "Linux", "Xeon", 2, Accelerator(backend="cpu"), "avx2", ("exact", "fast"))
+    record = me(tmp_path / "3", machine=machine).record()
+    assert (record.numerics, record.kernels) == (("exact", "fast"), "avx2")
+
+
 def test_what_changes_is_asked_for_each_time(tmp_path: Path) -> None:
     stages: list[LoadedStage] = []
     mine = me(tmp_path, stages=lambda: tuple(stages))

@@ -19,7 +19,7 @@ from exo_cli.schemas import registry
 from exo_cli.schemas.bench import Bench, Comparison, Gate, GateCheck, Links
 from exo_cli.views import bench_table
 from tests.support import tiny_models
-from tests.support.benches import bench, interval, level
+from tests.support.benches import bench, interval, level, stage
 from tests.support.cli import EXO, exo
 from tests.support.jsonschema import problems
 from tests.support.openai_server import serving
@@ -226,6 +226,10 @@ def test_figures_are_shown_with_their_intervals_and_the_rest_in_words() -> None:
     assert made.model.name in words
     assert all(stage.node in words for stage in made.stages)
     assert "INVALID" not in words
+    assert "numerics exact" in words.splitlines()
+    why = stage("mini", 9, 16, numerics="exact", numerics_reason="models of the family x")
+    fell_back = msgspec.structs.replace(made, stages=(made.stages[0], why))
+    assert "no fast kernels on mini: models of the family x" in bench_table.words(fell_back)
     broken = msgspec.structs.replace(made, gate=msgspec.structs.replace(made.gate, valid=False))
     assert "INVALID" in "\n".join(bench_table.words(broken))
 

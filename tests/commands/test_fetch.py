@@ -16,15 +16,13 @@ from exo_cli.cli import run
 from exo_cli.cluster.remote import shards
 from exo_cli.cluster.topology_file import TopologyFile
 from exo_cli.errors import Exit
-from exo_cli.fetch import patience
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.schemas import registry
 from exo_cli.schemas.plan import ModelRef
 from exo_cli.schemas.topology import Node
 from exo_cli.trust.keyring import KeyringSource
 from tests.support import cluster, faults
-from tests.support import hub as hubs
-from tests.support.fetching import NAME, same, served, total_bytes
+from tests.support.fetching import NAME, asked_hub, same, served, total_bytes
 from tests.support.hub import COMMIT, Hub
 from tests.support.jsonschema import problems
 from tests.support.processes import wait_until
@@ -39,10 +37,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(clean_environment: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
-    with hubs.running() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        running.add(NAME, model)
+    with asked_hub(monkeypatch, model) as running:
         yield running
 
 
@@ -161,7 +156,9 @@ def test_by_hand_to_a_machine_without_internet(
     stick = tmp_path / "stick"
     assert run(["fetch", NAME, "--export", str(stick)]) == Exit.NOT_FOUND
     assert run(["fetch", NAME]) == Exit.OK
+    capsys.readouterr()
     assert run(["fetch", NAME, "--export", str(stick)]) == Exit.OK
+    assert capsys.readouterr().err.startswith("writing org/name: ")
     assert run(["fetch", "--prune", NAME, "--yes"]) == Exit.OK
     hub.clear()
     capsys.readouterr()
@@ -245,10 +242,23 @@ def test_a_plan_says_what_each_node_would_cost(
         assert all(share["free_bytes"] > 0 for share in shares.values())
         assert forecast["hub_bytes"] == sum(share["hub_bytes"] for share in shares.values())
         assert forecast["hub_bytes"] <= total_bytes(model)
+        for share in shares.values():
+            assert set(share["by_source"]) <= {"hub", "a", "b", "driver"}
+            assert sum(share["by_source"].values()) == share["hub_bytes"] + share["neighbour_bytes"]
+            assert share["here_bytes"] + sum(share["by_source"].values()) == share["total_bytes"]
+        assert run(["fetch", "--plan", str(plan), "--dry-run", "--offline"]) == Exit.NOT_FOUND
+        assert "a, b do not have it either" in capsys.readouterr().err
         assert run(["fetch", "--plan", str(plan), "--dry-run", "--node", "b", "--json"]) == Exit.OK
         (forecast,) = lines(capsys.readouterr().out)
         assert [share["node"] for share in forecast["shares"]] == ["b"]
         assert run(["fetch", "--plan", str(plan), "--node", "c"]) == Exit.NOT_FOUND
+        # Nodes with this user's cache: they are asked what they have, and nobody else is.
+        assert run(["fetch", NAME]) == Exit.OK
+        hub.clear()
+        capsys.readouterr()
+        assert run(["fetch", "--plan", str(plan)]) == Exit.OK
+        assert capsys.readouterr().out == "a: everything was there\nb: everything was there\n"
+        assert hub.requests == []
         plan.write_bytes(plan.read_bytes().replace(ref.digest.encode(), b"0" * 64))
         assert run(["fetch", "--plan", str(plan), "--dry-run"]) == Exit.BAD_DATA
         assert "Make the plan again" in capsys.readouterr().err

@@ -19,10 +19,13 @@ from exo_cli.cli import run
 from exo_cli.cluster.topology_file import TopologyFile, encode
 from exo_cli.commands.options import count_of, share_of
 from exo_cli.errors import Exit, UsageProblem
+from exo_cli.fetch import patience
 from exo_cli.schemas import registry
 from exo_cli.schemas.topology import Topology
+from tests.support import hub as hubs
 from tests.support import tiny_models, topologies
 from tests.support.cli import EXO, exo
+from tests.support.hub import COMMIT
 from tests.support.jsonschema import problems
 
 Said = Callable[..., tuple[int, str, str]]
@@ -102,6 +105,10 @@ def test_the_options_reach_the_planner(said: Said) -> None:
     limit = planned(said, "qwen3-8b", "--headroom", "0")["replicas"][0]["stages"][0]["ranks"][0]
     less = planned(said, "qwen3-8b", "--headroom", "0.5")["replicas"][0]["stages"][0]["ranks"][0]
     assert limit["memory"]["limit_bytes"] == pytest.approx(2 * less["memory"]["limit_bytes"], abs=2)
+    full, bytes_ = (planned(said, "qwen3-8b", *words) for words in ((), ("--kv-bits", "8")))
+    assert (full["kv_bits"], bytes_["kv_bits"]) == (None, 8)
+    kv = [each["replicas"][0]["stages"][0]["ranks"][0]["memory"]["kv_bytes"] for each in (full, bytes_)]
+    assert kv[1] * 32 == kv[0] * 9
     short = planned(said, "qwen3-8b", "--prompt-tokens", "16")["forecast"]
     assert short["prompt_tokens"] == 16
     assert short["ttft_ms"] < planned(said, "qwen3-8b")["forecast"]["ttft_ms"]
@@ -296,10 +303,43 @@ def test_what_is_refused(arguments: list[str], says: str, said: Said) -> None:
     assert says in err
 
 
-def test_models_that_are_not_there(said: Said, tmp_path: Path) -> None:
-    code, _, err = said("org/unheard-of")
+@pytest.mark.parametrize("way", ["tensor", "hybrid"])
+def test_what_no_engine_runs_is_not_planned(way: str, said: Said) -> None:
+    code, out, err = said("llama-3.3-70b", "--parallel", way)
+    assert (code, out) == (Exit.UNAVAILABLE, "")
+    assert f"--parallel {way}: layers cannot be shared between nodes yet" in err
+    assert "--parallel pipeline" in err
+
+
+def test_of_a_model_of_the_hub_its_configuration_is_enough(
+    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_models.build("llama", tmp_path / "model")
+    with hubs.running() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.add("org/model", model)
+        plan = planned(said, "org/model")
+        assert plan["model"] == {"name": "org/model", "revision": COMMIT, "digest": ""}
+        here = planned(said, str(model))
+        assert [each["ranks"][0]["memory"] for each in plan["replicas"][0]["stages"]] == [
+            each["ranks"][0]["memory"] for each in here["replicas"][0]["stages"]
+        ]
+        assert hub.sent_bytes == (model / "config.json").stat().st_size
+        code, _, err = said("org/another")
+        assert code == Exit.NOT_AUTHORISED
+        assert "org/another" in err
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        code, _, err = said("org/model")
+        assert code == Exit.NOT_FOUND
+        assert "keeps the hub from being asked" in err
+
+
+def test_models_that_are_not_there(said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = said("unheard-of")
     assert code == Exit.NOT_FOUND
-    assert "there is no model 'org/unheard-of'" in err
+    assert "there is no model 'unheard-of'" in err
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
+    assert said("org/unheard-of")[0] == Exit.UNAVAILABLE
     wrong = tmp_path / "wrong.json"
     wrong.write_text("[]")
     assert said(str(wrong))[0] == Exit.BAD_DATA

@@ -121,8 +121,11 @@ def test_a_log_file_has_json_lines(stage: Stage, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["systemd", "launchd"])
-def test_a_unit_starts_this_very_node_and_nothing_is_started_now(kind: str, tmp_path: Path) -> None:
+def test_a_unit_starts_this_very_node_and_nothing_is_started_now(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "plan.json").write_text(PLAN)
+    monkeypatch.delenv("EXO_NUMERICS")
     line = "serve-shard --name my-node --plan plan.json --ready-file 'a b/ready' --json --interface 'l*'"
     line += f" --interface 'lo*' -vv --keep-alive forever --print-unit {kind}"
     done = subprocess.run(

@@ -21,7 +21,11 @@ pytestmark = pytest.mark.process
 
 def settings(home: Path, model: str) -> Settings:
     return Settings(
-        model=model, weights_dir=home / "weights", nodes_dir=home / "nodes", topology=home / "topology.json"
+        model=model,
+        weights_dir=home / "weights",
+        nodes_dir=home / "nodes",
+        topology=home / "topology.json",
+        numerics="exact",
     )
 
 

@@ -15,7 +15,7 @@ from exo_cli.errors import BadData, DoesNotFit, NotFound, Unavailable
 from exo_cli.schemas.plan import ModelRef, Plan
 from exo_cli.schemas.topology import Address, Node
 from exo_cli.trust.keyring import KeyringSource
-from exo_cli.wire.loads import load_id
+from exo_cli.wire.loads import load_id, load_request
 from tests.support.chain import expected
 from tests.support.fake_stage import FakeNode, Habits, fake_node
 from tests.support.records import link
@@ -178,8 +178,16 @@ def test_a_load_is_named_by_what_it_makes() -> None:
         load_id(one, (0, 2), 4),
         load_id(msgspec.structs.replace(one, context=1024), (0, 4), 4),
         load_id(msgspec.structs.replace(one, dtype="float16"), (0, 4), 4),
+        load_id(msgspec.structs.replace(one, kv_bits=8), (0, 4), 4),
     ]
-    assert len({load_id(one, (0, 4), 4), *others}) == 4
+    assert len({load_id(one, (0, 4), 4), *others}) == 5
+
+
+def test_what_a_plan_says_of_caches_is_asked_for() -> None:
+    one = plan(record("a"))
+    eight = msgspec.structs.replace(one, kv_bits=8)
+    said = [load_request(each, each.replicas[0].stages[0], LAYERS).kv_bits for each in (one, eight)]
+    assert said == [0, 8]
 
 
 # -- routes -----------------------------------------------------------------------------------------

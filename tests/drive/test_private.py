@@ -105,6 +105,7 @@ def test_all_that_is_said_goes_through_the_file_system(clean_environment: Path, 
         weights_dir=config.cache_dir() / "weights",
         nodes_dir=config.nodes_dir(),
         topology=config.topology_path(),
+        numerics="exact",
     )
 
     before = psutil.Process().children(recursive=True)

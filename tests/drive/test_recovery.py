@@ -77,12 +77,12 @@ async def driving(
     topology = home / "topology-of-the-driver.json"
     TopologyFile(topology).update(lambda old: Topology(nodes=tuple(records)))
     plan: Plan | None = None
-    settings = Settings(str(model), home / "weights", home / "nodes", topology)
+    settings = Settings(str(model), home / "weights", home / "nodes", topology, numerics="exact")
     if planned:
         async with Driver(settings, source) as driver:
             reference = ModelRef(name="toy", revision=None, digest=driver.directory.digest)
         plan = cluster.plan(reference, (0, 2, 4), records[:2], memory_bytes=400 << 20)
-        settings = Settings(str(model), home / "weights", home / "nodes", topology, plan)
+        settings = Settings(str(model), home / "weights", home / "nodes", topology, plan, numerics="exact")
     async with Driver(settings, source, Telling(recovered=said.append)) as driver:
         yield driver
 

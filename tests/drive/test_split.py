@@ -13,7 +13,7 @@ from exo_cli.drive.split import Need, plan_of, split
 from exo_cli.errors import DoesNotFit, Unavailable
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.planning.cluster import usable_bytes
-from exo_cli.planning.constants import BASE_BYTES
+from exo_cli.planning.constants import BASE_BYTES, FAST_BASE_BYTES
 from exo_cli.planning.problem import needed_bytes
 from exo_cli.schemas.plan import ModelRef, Plan
 from exo_cli.schemas.topology import Memory, Node, Rate
@@ -115,6 +115,17 @@ def test_ends_and_caches_are_counted() -> None:
     assert sorted(shares(plan)) == [("a", (0, 2)), ("b", (2, 4))]
 
 
+def test_caches_of_8_bits_are_counted_and_said() -> None:
+    nodes = [node("a", 5000)]
+    wide, narrow = (
+        split(replace(need(kv=1 << 16, context=1024), kv_bits=bits), nodes, here="a") for bits in (None, 8)
+    )
+    assert (wide.kv_bits, narrow.kv_bits) == (None, 8)
+    bytes_ = [each.replicas[0].stages[0].ranks[0].memory.kv_bytes for each in (wide, narrow)]
+    assert bytes_ == [10 * 1024 << 16, (10 * 1024 << 16) * 9 // 32]
+    assert plan_of(replace(need(), kv_bits=8), [(nodes[0], (0, 10))], "so").kv_bits == 8
+
+
 def test_who_takes_no_part_is_named_with_the_reason() -> None:
     nodes = [
         node("a", 700),
@@ -196,3 +207,15 @@ def test_whatever_is_planned_covers_the_model_and_fits(
     shuffled = list(nodes)
     random.shuffle(shuffled)
     assert split(wanted, shuffled, here="n0") == plan
+
+
+def test_whoever_wants_it_exact_needs_no_room_for_kernels() -> None:
+    more = FAST_BASE_BYTES - FIXED
+    able = [node("a", 1000 + more // MIB, numerics=("exact", "fast"))]
+    assert split(need(), able, here="").numerics == "fast"
+    tight = [node("a", 1000, numerics=("exact", "fast"))]
+    with pytest.raises(DoesNotFit):
+        split(need(), tight, here="")
+    exact = split(replace(need(), exact=True), tight, here="")
+    assert exact.numerics == "exact"
+    assert shares(exact) == [("a", (0, 10))]

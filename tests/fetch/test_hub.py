@@ -22,13 +22,13 @@ from exo_cli.errors import (
     TryAgain,
     Unavailable,
 )
-from exo_cli.fetch import patience
 from exo_cli.fetch.ensure import ensure, is_whole
 from exo_cli.fetch.meter import Moved
 from exo_cli.fetch.stores import Stores
 from exo_cli.models.directory import ModelDirectory
 from tests.support import hub as hubs
 from tests.support import tiny_models, toy_model
+from tests.support.fetching import asked_hub
 from tests.support.hub import COMMIT, Hub
 from tests.support.weights import write_model
 
@@ -38,9 +38,7 @@ TIMEOUT_S = 30
 
 @pytest.fixture
 def hub(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hubs.running() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
+    with asked_hub(monkeypatch) as running:
         yield running
 
 

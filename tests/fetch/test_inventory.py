@@ -9,15 +9,13 @@ import pytest
 from huggingface_hub import snapshot_download
 
 from exo_cli.errors import BadData, NotFound
-from exo_cli.fetch import patience
 from exo_cli.fetch.bundle import LIST, export, read_contents
 from exo_cli.fetch.ensure import ensure, fetch, take_in
 from exo_cli.fetch.inventory import check, covered_text, inventory, matching, remove
 from exo_cli.fetch.order import Order
 from exo_cli.fetch.stores import Stores
 from exo_cli.models.directory import ModelDirectory
-from tests.support import hub as hubs
-from tests.support.fetching import NAME, same, served
+from tests.support.fetching import NAME, asked_hub, same, served
 from tests.support.hub import COMMIT, Hub
 from tests.support.weights import write_model
 
@@ -29,10 +27,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(clean_environment: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
-    with hubs.running() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        running.add(NAME, model)
+    with asked_hub(monkeypatch, model) as running:
         yield running
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from exo_cli.fetch import journal
 from exo_cli.fetch.journal import JOURNAL, Journal
-from exo_cli.fetch.partial import MAP, Partial, PartialWriter
+from exo_cli.fetch.partial import MAP, Partial
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.pieces import Span
 
 NAME, SIZE, DIGEST = "model.safetensors", 1_000_000, "a" * 64

@@ -9,8 +9,9 @@ import pytest
 
 from exo_cli import atomic
 from exo_cli.errors import BadData, CannotCreate, ExoError, Internal, TryAgain
-from exo_cli.fetch import partial
-from exo_cli.fetch.partial import LOCK, MAP, Partial, PartialWriter, coverage
+from exo_cli.fetch import sparse
+from exo_cli.fetch.partial import LOCK, MAP, MapFile, Partial, coverage
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.pieces import Span
 
 DIGEST = "ab" * 32
@@ -58,7 +59,7 @@ def test_small_files_are_whole_or_absent(tmp_path: Path) -> None:
         writer.put("config.json", b"{}")
         assert writer.view.covers("config.json", 0, 2)
         writer.put("config.json", b"{ }")
-    assert read(tmp_path).file("config.json") == partial.MapFile("config.json", 3, [(0, 3)])
+    assert read(tmp_path).file("config.json") == MapFile("config.json", 3, [(0, 3)])
 
 
 def test_complete_when_every_byte_is_there(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_bytes_are_on_the_disk_before_the_map_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    true_sync, true_replace = partial._sync, atomic.replace
+    true_sync, true_replace = sparse._sync, atomic.replace
 
     def sync(descriptor: int) -> None:
         order.append("bytes")
@@ -86,7 +87,7 @@ def test_bytes_are_on_the_disk_before_the_map_says_so(
         order.append("map")
         true_replace(path, data)
 
-    monkeypatch.setattr(partial, "_sync", sync)
+    monkeypatch.setattr(sparse, "_sync", sync)
     monkeypatch.setattr(atomic, "replace", replace)
     with opened(tmp_path) as writer:
         order.clear()
@@ -96,7 +97,7 @@ def test_bytes_are_on_the_disk_before_the_map_says_so(
         def full(_fd: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(partial, "_sync", full)
+        monkeypatch.setattr(sparse, "_sync", full)
         with pytest.raises(CannotCreate):
             writer.keep(NAME, 100, b"x")
         assert not writer.view.covers(NAME, 100, 101)
@@ -106,7 +107,7 @@ def test_bytes_are_on_the_disk_before_the_map_says_so(
 
 def test_one_writer_at_a_time_and_a_dead_one_is_none(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom exo_cli.fetch.partial import PartialWriter\n"
+        "import sys, time\nfrom pathlib import Path\nfrom exo_cli.fetch.partial_writer import PartialWriter\n"
         f"w = PartialWriter.open(Path(sys.argv[1]), '{DIGEST}')\nprint('mine', flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen(
@@ -148,7 +149,7 @@ def test_threads_lose_no_marks(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     store = read(tmp_path)
-    assert store.file(NAME) == partial.MapFile(NAME, SIZE, [(0, 3200)])
+    assert store.file(NAME) == MapFile(NAME, SIZE, [(0, 3200)])
     assert (store.path / NAME).read_bytes()[:3200] == b"".join(bytes([n % 4]) * 100 for n in range(32))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from exo_cli.errors import BadData, ExoError, NotFound, Unavailable
-from exo_cli.fetch import patience, swarm
+from exo_cli.fetch import swarm
 from exo_cli.fetch.aside import in_thread
 from exo_cli.fetch.ensure import ensure, fetch, seek_whole
 from exo_cli.fetch.hub import HubModel, Look
@@ -24,8 +24,7 @@ from exo_cli.models.directory import ModelDirectory
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.status import abort
-from tests.support import hub as hubs
-from tests.support.fetching import NAME, same, served, total_bytes
+from tests.support.fetching import NAME, asked_hub, same, served, total_bytes
 from tests.support.hub import Hub
 from tests.support.weights import Peer, serving
 
@@ -56,10 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(clean_environment: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
-    with hubs.running() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        running.add(NAME, model)
+    with asked_hub(monkeypatch, model) as running:
         yield running
 
 
@@ -206,6 +202,17 @@ def test_nobody_has_it(hub: Hub, model: Path, tmp_path: Path, monkeypatch: pytes
     # What the driver has is kept; with the hub it goes on.
     results, _ = asyncio.run(spread(tmp_path, [Node(stores(tmp_path / "a"))], [None]))
     assert isinstance(results[0], pb.FetchEvent)
+
+
+def test_a_node_that_may_not_ask_the_hub_asks_none(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the driver thinks that it may."""
+    monkeypatch.setattr(swarm, "STARVED_S", 0.5)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    results, _ = asyncio.run(spread(tmp_path, [Node(stores(tmp_path / "a"))], [None]))
+    assert isinstance(results[0], Unavailable)
+    assert not any(each.range and each.range[0] > PIECE_BYTES for each in hub.requests)
 
 
 @pytest.mark.parametrize(

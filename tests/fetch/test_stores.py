@@ -6,7 +6,7 @@ import pytest
 
 from exo_cli.errors import InputOutput, NotFound
 from exo_cli.fetch import stores as module
-from exo_cli.fetch.partial import PartialWriter
+from exo_cli.fetch.partial_writer import PartialWriter
 from exo_cli.fetch.stores import Stores, hub_cache
 from exo_cli.models import catalogue
 from exo_cli.models.directory import ModelDirectory

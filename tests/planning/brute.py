@@ -64,7 +64,6 @@ def chains_over(problem: Problem, places: tuple[int, ...], streams: int) -> Iter
 
 def best(problem: Problem) -> float | None:
     """The smallest cost of any plan; None if there is none."""
-    pace = Pace(problem)
     limits = problem.limits
     pins = {place: (a, b) for place, a, b in limits.pins}
     count = len(problem.cluster.places)
@@ -72,12 +71,16 @@ def best(problem: Problem) -> float | None:
     hosts = [place.host for place in problem.cluster.places]
     crowded = {at for at, host in enumerate(hosts) if hosts.count(host) > 1}
 
+    paces: dict[frozenset[int], Pace] = {}
+
     def best_chain(places: tuple[int, ...], streams: int, used: frozenset[int]) -> float:
         key = (places, streams, used & crowded)
         if key not in known:
+            if key[2] not in paces:
+                paces[key[2]] = Pace(problem, used)
             known[key] = min(
                 (
-                    value(problem, pace, chain)
+                    value(problem, paces[key[2]], chain)
                     for chain in chains_over(problem, places, streams)
                     if all(
                         pins.get(place, layers) == layers

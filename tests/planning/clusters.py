@@ -133,12 +133,15 @@ def _random_places(r: random.Random, count: int, model_bytes: int) -> tuple[Plac
             id=f"n{number}",
             name=f"n{number}",
             host=f"h{number}" if r.random() < 0.9 else "h",
-            backend="cpu",
+            backend=r.choice(["cpu", "cpu", "metal"]),
             cap_bytes=size,
             free_bytes=size if r.random() < 0.5 else 2 * size,
             bytes_per_s=r.uniform(1e9, 2e10),
             flop_per_s=r.uniform(1e10, 1e12),
             basis="measured",
+            step_s=r.choice([None, 0.0, 0.001]),
+            batches=r.choice([(), ((4, 1.2), (8, 2.5)), ((2, 2.0),)]),
+            cores=r.choice([0, 1, 2, 8]),
         )
 
     first = one(0)

@@ -10,10 +10,11 @@ from tests.planning import brute
 from tests.planning.clusters import at_random
 
 _SAME = 1e-7
-CASES, LOTS = 2_000, 8
+CASES, LOTS = 800, 4
+NIGHTLY, NIGHTLY_LOTS = 8_000, 20
 
 
-def sound(problem: Problem, found: Found) -> None:
+def sound(problem: Problem, found: Found, pace: Pace) -> None:
     """Every layer once and in order, every request served, no place twice, everything fits."""
     used = [place for chain in found.chains for place in chain.order]
     assert len(used) == len(set(used))
@@ -24,14 +25,25 @@ def sound(problem: Problem, found: Found) -> None:
         assert all(a < b for a, b in chain.ranges)
         assert set(chain.bounds) <= set(problem.work.cuts)
         assert brute.fits(problem, chain, frozenset(used))
-    assert brute.cost(problem, Pace(problem), found.chains) == pytest.approx(found.cost, rel=1e-9)
+    assert brute.cost(problem, pace, found.chains) == pytest.approx(found.cost, rel=1e-9)
     assert found.bound <= found.cost + abs(found.cost) * _SAME
 
 
 @pytest.mark.parametrize("lot", range(LOTS))
 def test_never_infeasible_never_worse_never_refused(lot: int) -> None:
+    tried(range(lot, CASES, LOTS))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("lot", range(NIGHTLY_LOTS))
+def test_thousands_of_clusters(lot: int) -> None:
+    tried(range(CASES + lot, CASES + NIGHTLY, NIGHTLY_LOTS))
+
+
+def tried(seeds: range) -> None:
+    """Against everything; some do not fit, and some do."""
     none = 0
-    for seed in range(lot, CASES, LOTS):
+    for seed in seeds:
         problem = at_random(seed)
         assert exact.is_small(problem)
         found, best = solver.solve(problem), brute.best(problem)
@@ -39,26 +51,28 @@ def test_never_infeasible_never_worse_never_refused(lot: int) -> None:
         if found is None or best is None:
             none += 1
             continue
-        sound(problem, found)
+        sound(problem, found, Pace(problem, found.used))
         assert found.cost == pytest.approx(best, rel=_SAME), seed
-    assert none >= 0.3 * CASES / LOTS
-    assert none <= 0.8 * CASES / LOTS
+    assert 0.3 * len(seeds) <= none <= 0.8 * len(seeds)
 
 
 def test_the_search_for_many_nodes_is_sound_and_its_bound_holds() -> None:
-    found_none = worse = 0
+    off = []
     for seed in range(300):
         problem = at_random(seed)
         best = exact.solve(problem)
         found = wide.solve(problem)
         if found is None:
-            found_none += best is not None
+            # With several nodes on a machine the solver also tries it with fewer of them.
+            hosts = {place.host for place in problem.cluster.places}
+            assert best is None or len(hosts) < len(problem.cluster.places) or problem.streams == 1, seed
             continue
         assert best is not None, seed
-        sound(problem, found)
+        # This search takes all nodes of a machine to be busy; the solver tries it with fewer of them.
+        sound(problem, found, Pace(problem))
         assert found.bound <= best.cost + abs(best.cost) * _SAME, seed
         assert found.cost >= best.cost - abs(best.cost) * _SAME, seed
-        worse += found.cost > best.cost + abs(best.cost) * 0.2
-    # Made for many alike, not for a few that all differ; there the exact one answers.
-    assert worse < 30
-    assert found_none < 15
+        if problem.streams > 1:
+            off.append(max(found.cost / best.cost, best.cost / found.cost) - 1)
+    assert len(off) > 50
+    assert sum(each > 0.01 for each in off) <= 0.05 * len(off)

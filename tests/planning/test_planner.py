@@ -15,7 +15,7 @@ from exo_cli.planning.others import layout
 from exo_cli.planning.planner import make_plan
 from exo_cli.planning.problem import Limits, Problem, needed_bytes
 from exo_cli.schemas.plan import ModelRef, Plan
-from exo_cli.schemas.topology import Rate, Topology
+from exo_cli.schemas.topology import Node, Rate, Topology
 from tests.planning.clusters import GB, cluster, place, problem, way, work
 from tests.support import topologies
 
@@ -225,6 +225,25 @@ def test_measured_rates_win_over_the_table_and_the_table_over_a_guess() -> None:
     assert cluster_of(Topology(nodes=nodes), format="affine8").places[0].bytes_per_s == 7e10
 
 
+def test_rates_are_those_of_how_the_nodes_would_compute_together() -> None:
+    slow = Rate(format="affine4", decode_bytes_per_s=1e9, prefill_flop_per_s=1e10, measured_unix_ms=1)
+    quick = msgspec.structs.replace(slow, decode_bytes_per_s=5e10, numerics="fast")
+    changes = {"numerics": ("exact", "fast"), "rates": (quick, slow)}
+    cpus = [msgspec.structs.replace(topologies.node(name, backend="cpu"), **changes) for name in "ab"]
+    mac = topologies.node("mac")
+
+    def planned(*nodes: Node) -> tuple[str | None, list[float]]:
+        found = cluster_of(Topology(nodes=nodes), format="affine4")
+        made = plan(problem(work(4, 1.0), found))
+        return made.numerics, [each.bytes_per_s for each in found.places[:2]]
+
+    assert planned(*cpus) == ("fast", [5e10, 5e10])
+    assert planned(*cpus, mac)[1] == [1e9, 1e9]
+    # Who takes no work has no say.
+    assert planned(*cpus, msgspec.structs.replace(mac, state="dead")) == ("fast", [5e10, 5e10])
+    assert planned(mac)[0] == "exact"
+
+
 def test_a_machine_not_measured_yet_reaches_what_its_measured_twin_does() -> None:
     rate = Rate(format="affine4", decode_bytes_per_s=7e10, prefill_flop_per_s=3e12, measured_unix_ms=1)
     chips = {"a": "Apple M4 Pro", "b": "Apple M4 Pro", "c": "Apple M4 Max"}
@@ -324,10 +343,10 @@ def test_packed_caches_are_offered_where_engines_can_pack_them() -> None:
     made = problem(work(4, 1.0, kv=150_000), cluster(place("a", 9)), context=4096)
     with pytest.raises(DoesNotFit) as caught:
         plan(made)
-    assert "bit caches" not in str(caught.value.hint)
+    assert "--kv-bits" not in str(caught.value.hint)
     with pytest.raises(DoesNotFit) as caught:
-        plan(made, kv_bits=(8, 4))
-    assert "8-bit caches" in str(caught.value.hint)
+        plan(made, kv_bits=(8,))
+    assert "--kv-bits 8" in str(caught.value.hint)
     assert fits(plan(replace(made, work=made.work.with_kv_bits(8))))
 
 

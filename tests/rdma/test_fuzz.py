@@ -99,32 +99,32 @@ def holds(case: tuple[str, list[Damage]]) -> None:
     assert whole.would_work or not found.would_work
 
 
-@settings(max_examples=250)
+@settings(max_examples=80)
 @given(damaged(cut_off))
 def test_what_is_cut_off_gives_no_other_diagnosis(case: tuple[str, list[Damage]]) -> None:
     holds(case)
 
 
-@settings(max_examples=250)
+@settings(max_examples=80)
 @given(damaged(localized))
 def test_what_is_in_another_language_gives_no_other_diagnosis(case: tuple[str, list[Damage]]) -> None:
     holds(case)
 
 
-@settings(max_examples=250)
+@settings(max_examples=80)
 @given(damaged(foreign))
 def test_what_another_program_said_gives_no_other_diagnosis(case: tuple[str, list[Damage]]) -> None:
     holds(case)
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(damaged(noise))
 def test_noise_never_ends_in_a_crash(case: tuple[str, list[Damage]]) -> None:
     after(*case)
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.__name__)
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(text=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode), st.sampled_from(TEXTS)))
 def test_a_parser_answers_or_says_that_it_cannot_read(parser: Callable[[bytes], Any], text: bytes) -> None:
     with suppress(Unreadable):
@@ -148,7 +148,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(JSON)
 def test_any_json_is_read_or_refused(document: Any) -> None:
     with suppress(Unreadable):
@@ -173,7 +173,7 @@ REORDERED = {
 }
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(st.data())
 def test_another_order_is_the_same_diagnosis(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CLUSTERS)))

@@ -83,7 +83,7 @@ def _plan() -> Plan:
 def test_the_keys_are_the_designs_in_its_order() -> None:
     document = json.loads(msgspec.json.encode(_plan()))
     keys = "schema model dtype context concurrency replicas forecast binding reason objective left_out"
-    assert " ".join(document) == f"{keys} worth alternatives gap"
+    assert " ".join(document) == f"{keys} worth alternatives numerics kv_bits gap"
     assert document["schema"] == "exo.plan/1"
     assert list(document["model"]) == ["name", "revision", "digest"]
     (stage,) = document["replicas"][0]["stages"]

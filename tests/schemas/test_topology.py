@@ -47,13 +47,8 @@ def test_the_keys_are_the_designs_in_its_order() -> None:
     )
     assert list(first["addresses"][0]) == ["interface", "kind", "ip"]
     assert list(first["memory"]) == ["ram_bytes", "limit_bytes", "free_bytes"]
-    assert list(first["rates"][0]) == [
-        "format",
-        "decode_bytes_per_s",
-        "prefill_flop_per_s",
-        "measured_unix_ms",
-    ]
-    assert list(first["stages"][0]) == ["model", "layers", "state", "kv_free_bytes"]
+    assert _in_order("format decode_bytes_per_s prefill_flop_per_s measured_unix_ms", first["rates"][0])
+    assert _in_order("model layers state kv_free_bytes", first["stages"][0])
     assert _in_order(
         "from to interface kind rtt_us_p50 rtt_us_p99 bytes_per_s limited_by measured_unix_ms",
         document["links"][0],

@@ -12,11 +12,13 @@ import mlx.core as mx
 import psutil
 import pytest
 
+from exo_cli.cluster import processor
 from exo_cli.drive.chain import Chain
 from exo_cli.drive.requests import Ask, Token
 from exo_cli.errors import BadData, ExoError, TryAgain, Unavailable
 from exo_cli.fetch.share import LocalShare
 from exo_cli.models.directory import ModelDirectory
+from exo_cli.schemas.decode import decode_node
 from exo_cli.trust.keyring import KeyringSource
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.hello import hello
@@ -118,10 +120,14 @@ def test_a_node_says_what_its_engine_runs_and_what_not(
 
     reply = asyncio.run(main())
     assert {"float32", "affine4", "affine4 experts", "mxfp4"} <= set(reply.formats)
-    assert list(reply.numerics) == ["exact"]
+    record = decode_node(reply.node, where="it")
     if mx.default_device() == mx.Device(mx.cpu, 0):
         assert any("bfloat16 experts: " in each and "float32" in each for each in reply.refused)
         assert any(each.startswith("bitnet: ") for each in reply.refused)
+        assert record.numerics == (("exact",) if processor.kernels_here() is None else ("exact", "fast"))
+        assert record.kernels == processor.kernels_here()
+    else:
+        assert (record.numerics, record.kernels) == (("exact",), None)
 
 
 MANY = 50_000
@@ -285,6 +291,9 @@ def test_loads_that_cannot_be_are_refused_with_figures(
             missing = await refused(model=unknown)
             assert missing.exit == 66
             assert "nobody's" in missing.message
+            narrow = await refused(kv_bits=8)
+            assert narrow.exit == 65
+            assert "8-bit caches are not for this model" in narrow.message
             for option in ({"numerics": "roughly"}, {"kv_bits": 4}, {"wire_dtype": 99}):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await refused(**option)

@@ -39,6 +39,7 @@ def settings(made: RandomModel, **changes: Any) -> Settings:
         weights_dir=config.cache_dir() / "weights",
         nodes_dir=config.nodes_dir(),
         topology=config.topology_path(),
+        numerics="exact",
         **changes,
     )
 

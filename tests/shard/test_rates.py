@@ -20,10 +20,12 @@ from exo_cli.shard.rates import FILE, Kept, Trial, know
 from tests.support.nodes import eventually
 
 SAYS = """
-import os, time
+import os, sys, time
 open(os.path.join(PLACE, "began"), "a").write(".")
+assert sys.argv[1] == "--numerics"
+how = sys.argv[2]
 for name, rate in (("affine4", 2e9), ("float32", 5e9)):
-    line = f'"format":"{name}","decode_bytes_per_s":{rate},"prefill_flop_per_s":3e10,"numerics":"exact"'
+    line = f'"format":"{name}","decode_bytes_per_s":{rate},"prefill_flop_per_s":3e10,"numerics":"{how}"'
     print("{" + line + "}", flush=True)
     time.sleep(0.1)
 """
@@ -94,6 +96,28 @@ def test_it_is_measured_once_and_kept(bench: Bench) -> None:
     assert first.times == 1
     assert bench.know().rates == first.rates
     assert bench.trials == 1
+
+
+def test_each_way_of_computing_has_its_rates(bench: Bench) -> None:
+    assert {rate.numerics for rate in bench.know().rates} == {"exact"}
+    both = replace(bench.trial(SAYS), numerics=("fast", "exact"))
+    told = Told()
+    asyncio.run(know(cast(Self, told), both, lambda: None))
+    said = [(rate.numerics, rate.format) for rate in told.rates]
+    assert said == [(how, name) for how in ("fast", "exact") for name in ("affine4", "float32")]
+    # What was kept before said nothing of one of them.
+    assert bench.trials == 3
+
+
+def test_what_lacks_one_way_of_computing_is_told_and_not_kept(bench: Bench) -> None:
+    fails = SAYS.replace("import os, time", "import os, sys, time", 1).replace(
+        "for name", 'sys.exit(1) if "fast" in sys.argv else None\nfor name', 1
+    )
+    told = Told()
+    both = replace(bench.trial(fails), numerics=("fast", "exact"))
+    asyncio.run(know(cast(Self, told), both, lambda: None))
+    assert {rate.numerics for rate in told.rates} == {"exact"}
+    assert not (bench.directory / FILE).exists()
 
 
 def test_other_threads_or_versions_are_measured_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

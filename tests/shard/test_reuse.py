@@ -3,9 +3,10 @@
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 
 from exo_cli.shard.engines import Lease, Wanted
-from exo_cli.shard.messages import Start
+from exo_cli.shard.messages import Ready, Start
 
 HELD: dict[str, Any] = {
     "stage_id": "s",
@@ -25,6 +26,7 @@ HELD: dict[str, Any] = {
     "leaves": [],
 }
 WANTED = Wanted(
+    kv_bits=None,
     digest="d",
     layers=(2, 4),
     layers_in_model=8,
@@ -41,9 +43,24 @@ def held(*, pinned: bool = False, state: str = "ready", **changes: Any) -> Lease
         """As much of one as is looked at."""
 
         start_line = Start(**{**HELD, **changes})
+        ready_line: Ready | None = None
+        beat = None
 
     Engine.state = state  # type: ignore[attr-defined]
     return Lease("toy", "d", cast(Any, Engine()), 60.0, 100, pinned)
+
+
+READY = Ready(
+    data_port=1,
+    frame_port=2,
+    weights_bytes=3,
+    kv_budget_bytes=4,
+    base_bytes=5,
+    allowed_cuts=[],
+    shares_steps=True,
+    numerics="exact",
+    numerics_reason="a family",
+)
 
 
 def wanted(**changes: Any) -> Wanted:
@@ -69,6 +86,7 @@ def wanted(**changes: Any) -> Wanted:
         ({"layers_in_model": 9}, False),
         ({"wire_dtype": "float32"}, False),
         ({"numerics": "fast"}, False),
+        ({"kv_bits": 8}, False),
     ],
 )
 def test_a_stage_does_for_what_needs_no_more_than_it_has(changes: dict[str, Any], does: bool) -> None:
@@ -87,3 +105,21 @@ def test_one_of_a_plan_is_as_large_as_it_shall_be_but_speaks_only_its_dtype() ->
     pinned = held(pinned=True)
     assert pinned.serves(wanted(context=9000, memory_bytes=900))
     assert not pinned.serves(wanted(wire_dtype="float16"))
+
+
+def test_caches_are_those_that_were_asked_for_except_that_a_plan_decides_for_who_asks_for_none() -> None:
+    assert held(kv_bits=8).serves(wanted(kv_bits=8))
+    assert not held(kv_bits=8).serves(wanted())
+    assert held(kv_bits=8, pinned=True).serves(wanted())
+    assert not held(pinned=True).serves(wanted(kv_bits=8))
+
+
+def test_one_that_fell_back_does_for_both_ways_of_computing() -> None:
+    fell_back, fast = held(numerics="fast"), held(numerics="fast")
+    for lease, numerics in ((fell_back, "exact"), (fast, "fast")):
+        cast(Any, lease.engine).ready_line = structs.replace(READY, numerics=numerics)
+    assert fell_back.serves(wanted(numerics="fast"))
+    assert fell_back.serves(wanted(numerics="exact"))
+    assert fast.serves(wanted(numerics="fast"))
+    assert not fast.serves(wanted(numerics="exact"))
+    assert (fell_back.as_stage().numerics, fast.as_stage().numerics) == ("exact", "fast")

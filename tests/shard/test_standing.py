@@ -12,7 +12,7 @@ from exo_cli.errors import BadData, ExoError, Internal, NotFound, Unavailable
 from exo_cli.schemas.plan import ModelRef, Plan, Replica
 from exo_cli.shard import standing
 from exo_cli.shard.engines import Lease, NodeFull
-from exo_cli.shard.standing import Standing, own_stages
+from exo_cli.shard.standing import Standing, numerics_of, own_stages
 from exo_cli.wire import exo_pb2 as pb
 from exo_cli.wire.loads import load_id
 from tests.support import cluster
@@ -49,6 +49,23 @@ def test_a_plan_without_this_node_names_those_it_has() -> None:
     broken = msgspec.structs.replace(plan("a"), replicas=(Replica(stages=()),))
     with pytest.raises(BadData, match="no stages"):
         own_stages(broken, "id", "a")
+
+
+def test_all_nodes_of_a_plan_find_the_same_way_to_compute() -> None:
+    silent, both = plan("a", "b"), ("exact", "fast")
+    says = msgspec.structs.replace(silent, numerics="fast")
+    for us in (("1", "a"), ("2", "b")):
+        assert numerics_of(says, us, both, None) == "fast"
+        assert numerics_of(says, us, ("exact",), None) == "fast"
+        # What the others offer is not known while they start.
+        assert numerics_of(silent, us, both, None) == "exact"
+        assert numerics_of(silent, us, both, "fast") == "fast"
+        assert numerics_of(says, us, both, "exact") == "exact"
+    assert numerics_of(plan("a", "a"), ("1", "a"), both, None) == "fast"
+    assert numerics_of(plan("a", "a"), ("1", "a"), ("exact",), None) == "exact"
+    (request,) = own_stages(says, "1", "a", "fast")
+    assert request.numerics == "fast"
+    assert request.load_id == load_id(says, (0, 1), 2, "fast") != load_id(says, (0, 1), 2)
 
 
 @dataclass

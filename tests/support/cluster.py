@@ -108,6 +108,7 @@ def plan(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     context: int = 0,
     concurrency: int = 0,
+    kv_bits: Literal[8] | None = None,
 ) -> Plan:
     """The layers between two bounds on each node, in order; a context of 0 promises nothing."""
     memory = RankMemory(
@@ -126,6 +127,7 @@ def plan(
         forecast=None,
         binding=None,
         reason="a test",
+        kv_bits=kv_bits,
     )
 
 

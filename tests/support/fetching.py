@@ -4,12 +4,18 @@ import asyncio
 import os
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from exo_cli.fetch import patience
 from exo_cli.fetch.ensure import ensure
 from exo_cli.fetch.pieces import PIECE_BYTES
 from exo_cli.fetch.stores import Stores
+from tests.support import hub as hubs
 from tests.support.cli import EXO
 from tests.support.hub import COMMIT, Hub
 from tests.support.weights import tensor_names, write_model
@@ -23,6 +29,17 @@ METADATA_BYTES = 256 * 1024
 def get(cache: Path, name: str = NAME) -> Path:
     """A model by the way that `exo run` takes, from the hub that HF_ENDPOINT names."""
     return asyncio.run(asyncio.wait_for(ensure(name, Stores(cache / "weights", hub=cache)), GIVE_UP_S))
+
+
+@contextmanager
+def asked_hub(monkeypatch: pytest.MonkeyPatch, model: Path | None = None) -> Iterator[Hub]:
+    """The hub that HF_ENDPOINT names, with this model; nobody waits long before asking it again."""
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
+    with hubs.running() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        if model is not None:
+            running.add(NAME, model)
+        yield running
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exo_cli.engine.cpu import attend, dots, rows
+from exo_cli.engine.cpu import attend, attend8, dots, pack8, rows
 from exo_cli.engine.cpu import tables as t
 from exo_cli.engine.cpu.emit import by_address
 from exo_cli.engine.cpu.jit import inner
@@ -33,6 +33,12 @@ def _take(matrix: Any, row: int, out: int) -> None:
 def _put(key: int, value: int, keys: int, values: int, width: int, position: int) -> None:
     attend.put_key(key, keys, width, position)
     attend.put_value(value, values, width, position)
+
+
+@inner
+def _put8(key: int, value: int, keys: int, values: int, width: int, position: int) -> None:
+    pack8.put_key8(key, keys, width, position)
+    pack8.put_value8(value, values, width, position)
 
 
 def packed(x: Floats, matrix: Matrix) -> NDArray[np.uint8]:
@@ -85,17 +91,37 @@ def row_of(matrix: Matrix, row: int) -> Floats:
 
 
 class Cache:
-    """One head's keys and values."""
+    """One head's keys and values, in float16 or as bytes."""
 
-    def __init__(self, keys: Floats, values: Floats) -> None:
+    def __init__(self, keys: Floats, values: Floats, bits: int = 16) -> None:
         count, self.width = keys.shape
-        capacity = -(-count // attend.BLOCK) * attend.BLOCK
-        self.keys = np.zeros(capacity * self.width, np.float16)
-        self.values = np.zeros((capacity, self.width), np.float16)
+        self.capacity = -(-count // attend.BLOCK) * attend.BLOCK
+        self.bits = bits
+        a_position = 2 * self.width if bits == 16 else pack8.position_bytes(self.width)
+        self.keys, self.values = (np.zeros(self.capacity * a_position, np.uint8) for _ in range(2))
+        put = _put if bits == 16 else _put8
         for position in range(count):
             key, value = np.ascontiguousarray(keys[position]), np.ascontiguousarray(values[position])
             places = self.keys.ctypes.data, self.values.ctypes.data
-            _put(key.ctypes.data, value.ctypes.data, *places, self.width, position)
+            put(key.ctypes.data, value.ctypes.data, *places, self.width, position)
+
+    def meant(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The keys and the values that bytes stand for, whole blocks of them."""
+        groups, block = self.width // pack8.GROUP, attend.BLOCK
+        found = []
+        for kept, is_key in ((self.keys, True), (self.values, False)):
+            blocks = kept.reshape(-1, block * pack8.position_bytes(self.width))
+            words = blocks[:, : 4 * block * groups].copy().view(np.uint16).astype(np.uint32) << 16
+            heads = words.view(np.float32).reshape(-1, groups, 2, block).transpose(2, 0, 3, 1)
+            steps, lowest = np.repeat(heads.astype(np.float64), pack8.GROUP, axis=3)
+            codes = blocks[:, 4 * block * groups :]
+            if is_key:
+                fours = codes.reshape(-1, self.width // 4, block, 4).transpose(0, 2, 1, 3)
+                whole = fours.reshape(-1, block, self.width)
+            else:
+                whole = codes.reshape(-1, block, self.width)
+            found.append((whole * steps + lowest).reshape(self.capacity, self.width))
+        return found[0], found[1]
 
     def attended(
         self,
@@ -106,8 +132,9 @@ class Cache:
         begins: Sequence[int] | None = None,
     ) -> Floats:
         """What each query row gets that sees the positions from its begin up to its end."""
+        queries = queries.copy()  # one of the kernels packs them where they stand
         out = np.full_like(queries, np.nan)
-        scores = np.full((attend.ROWS, len(self.values)), np.nan, np.float32)
+        scores = np.full((attend.ROWS, self.capacity), np.nan, np.float32)
         by = np.array([scale, sink or 0.0], np.float32)
         table = np.zeros((5, t.TABLE_ROWS), np.int64)
         count = len(queries)
@@ -117,5 +144,6 @@ class Cache:
         table[3, :count] = begins or 0
         table[4, :count] = 0 if sink is None else by[1:].ctypes.data
         numbers = (count, table.ctypes.data, self.keys.ctypes.data, self.values.ctypes.data, self.width)
-        _dots(attend.function().address, (*numbers, scores.ctypes.data, scores.strides[0], by.ctypes.data))
+        function = attend.function if self.bits == 16 else attend8.function
+        _dots(function().address, (*numbers, scores.ctypes.data, scores.strides[0], by.ctypes.data))
         return out

@@ -76,6 +76,8 @@ class Host:
             "LANG": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
             "EXO_DEBUG": "1",
+            # No home of these compiles kernels of its own.
+            "EXO_NUMERICS": "exact",
         }
 
     def command(self, *arguments: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from exo_cli.schemas.topology import Address, Link, LoadedStage, Memory, Node, Rate, Topology
+from exo_cli.schemas.topology import Address, Batch, Link, LoadedStage, Memory, Node, Rate, Topology
 
 SIZES = st.integers(0, 2**63 - 1)
 COUNTERS = st.integers(0, 2**40)
@@ -38,6 +38,8 @@ NODES = st.builds(
             format=WORDS,
             decode_bytes_per_s=SPEEDS,
             prefill_flop_per_s=SPEEDS,
+            step_s=st.none() | st.floats(0, 10),
+            batches=st.lists(st.builds(Batch, rows=st.integers(0, 64), times=SPEEDS), max_size=2).map(tuple),
             measured_unix_ms=COUNTERS,
         ),
         max_size=2,

@@ -40,6 +40,8 @@ def build(
     """Writes a model directory and gives its path."""
     settings = {**config(family), **dict(overrides)}
     module = importlib.import_module(f"mlx_lm.models.{family}")
+    # What vectors are made as may be random too: biases of linears are.
+    mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(settings))
     weights = []
     for number, (path, array) in enumerate(tree_flatten(model.parameters())):

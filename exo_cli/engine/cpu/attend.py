@@ -37,6 +37,7 @@ def _scores(rows: int) -> Callable[..., None]:
         with e.loop(blocks, []) as (block, _, _after):
             start = e.at(keys, b.mul(b.mul(block, side), e.number(2)))
             with e.loop(width, [splat(VF, 0.0)] * (2 * rows)) as (place, sums, following):
+                e.prefetch_once(e.at(e.at(start, e.times(place, 4 * LANES)), b.mul(side, e.number(2))))
                 left = e.half_floats(e.at(start, e.times(place, 2 * LANES)))
                 right = e.half_floats(e.at(e.at(start, side), e.times(place, 2 * LANES)))
                 for row in range(rows):
@@ -67,6 +68,9 @@ def _values(rows: int, vectors: int) -> Callable[..., None]:
         b = e.b
         with e.loop(count, [splat(VF, 0.0)] * (rows * vectors)) as (place, sums, following):
             at = e.at(values, b.mul(place, pitch))
+            if vectors > 1:
+                for line in range(vectors // 2):
+                    e.prefetch_once(e.at(at, 2048 + 64 * line))
             read = [e.half_floats(e.at(at, 2 * LANES * vector)) for vector in range(vectors)]
             for row in range(rows):
                 weight = e.one(e.at(e.at(weights, b.mul(stride, e.number(row))), e.times(place, 4)))

@@ -46,10 +46,8 @@ class NativeCompute(MlxCompute):
         if decoder.embedding is not None:
             # A token beyond it would be read from somewhere else.
             vocabulary = min(vocabulary or decoder.embedding.outputs, decoder.embedding.outputs)
-        a_token = len(decoder.layers) * decoder.shape.cache_bytes(1)
-        super().__init__(
-            stage, (Cost(a_token, None, 0),), prefixes, shares=True, vocabulary=vocabulary, wire=wire
-        )
+        each = (Cost(decoder.kv_bytes, None, 0),)
+        super().__init__(stage, each, prefixes, shares=True, vocabulary=vocabulary, wire=wire)
         self.decoder = decoder
         self.pool = Pool(threads or default_threads())
         self._record = Record(decoder)
@@ -64,8 +62,8 @@ class NativeCompute(MlxCompute):
     # -- requests --------------------------------------------------------------------------------
 
     def _slot(self, positions: int) -> Slot:
-        shape = self.decoder.shape
-        return Slot(len(self.decoder.layers), shape.kv_heads, shape.head_width, positions)
+        decoder, shape = self.decoder, self.decoder.shape
+        return Slot(len(decoder.layers), shape.kv_heads, shape.head_width, positions, decoder.kv_bits)
 
     def begin(self, open: Open) -> tuple[Request, int]:
         kept = self._prefixes.take(open.prompt)
@@ -186,7 +184,8 @@ class NativeCompute(MlxCompute):
         start = most = 0
         for line, (held, position, n) in zip(table, part, strict=True):
             slot = held.caches[0]
-            line[: t.PART_CAPACITY + 1] = (start, n, position, slot.address, slot.layer_bytes, slot.capacity)
+            where = slot.address, slot.layer_bytes, slot.head_bytes
+            line[: t.PART_HEAD_BYTES + 1] = (start, n, position, *where)
             start += n
             most = max(most, position + n)
         turns = self.decoder.turns.up_to(most)

@@ -27,6 +27,10 @@ VH = ir.VectorType(F16, LANES)
 BYTES = ir.VectorType(I8, 4 * LANES)
 HALVES = ir.VectorType(I16, 2 * LANES)
 
+MIDDLE: Final = 12
+E2M1: Final = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0]
+"""By code, twice what four bits of mxfp4 stand for, MIDDLE higher."""
+
 Value = Any
 
 
@@ -114,10 +118,38 @@ class Emitter:
         shifted = self.b.lshr(self.b.bitcast(packed, HALVES), splat(HALVES, 4))
         return self.b.and_(self.b.bitcast(shifted, BYTES), splat(BYTES, 15))
 
+    def e2m1(self, codes: Value) -> Value:
+        """For each byte below 16, as mxfp4's numbers of four bits: twice what it stands for, 12 higher."""
+        if self.dot == "generic":
+            return self._e2m1_by_steps(codes)
+        if self.dot == "vnni512":
+            return self.call("llvm.x86.avx512.pshuf.b.512", BYTES, ir.Constant(BYTES, 4 * E2M1), codes)
+        half = ir.VectorType(I8, 2 * LANES)
+        out = []
+        for start in (0, 2 * LANES):
+            places = ir.Constant(ir.VectorType(I32, 2 * LANES), list(range(start, start + 2 * LANES)))
+            part = self.b.shuffle_vector(codes, codes, places)
+            out.append(self.call("llvm.x86.avx2.pshuf.b", half, ir.Constant(half, 2 * E2M1), part))
+        return self.b.shuffle_vector(*out, ir.Constant(ir.VectorType(I32, 4 * LANES), list(range(4 * LANES))))
+
+    def _e2m1_by_steps(self, codes: Value) -> Value:
+        number = found = self.b.and_(codes, splat(BYTES, 7))
+        for least, more in ((5, 1), (6, 1), (7, 3)):
+            above = self.b.sext(self.b.icmp_unsigned(">=", number, splat(BYTES, least)), BYTES)
+            found = self.b.add(found, self.b.and_(above, splat(BYTES, more)))
+        middle = splat(BYTES, MIDDLE)
+        negative = self.b.icmp_unsigned(">=", codes, splat(BYTES, 8))
+        return self.b.select(negative, self.b.sub(middle, found), self.b.add(middle, found))
+
+    def powers(self, address: Value) -> Value:
+        """Sixteen bytes as powers of two, 127 standing for 1; of the smallest, 2 ** -127, comes 0."""
+        wide = self.b.zext(self.load(ir.VectorType(I8, LANES), address, 1), VI)
+        return self.b.bitcast(self.b.shl(wide, splat(VI, 23)), VF)
+
     def add_products(self, sums: Value, weights: Value, four: Value, *, small: bool) -> Value:
         """To every lane's sum: its four unsigned weights times the four signed numbers in `four` (32 bits).
 
-        `small`: no weight is above 15, so that two products fit in 16 bits.
+        `small`: no weight is above 128, so that two products fit in 16 bits.
         """
         if self.dot == "vnni512":
             each = self.broadcast(four, VI)

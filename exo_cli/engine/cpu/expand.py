@@ -3,6 +3,7 @@
 Nothing is rounded: what a format stands for is held exactly, in 4 or 8 bits. Knows nothing of layers.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import mlx.core as mx
@@ -10,14 +11,16 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from exo_cli.engine import on_disk
 from exo_cli.engine.cpu.dots import BRAIN, HALF, SINGLE
-from exo_cli.engine.cpu.layout import Floats, Packed, Plain, as_kind, kind_of
+from exo_cli.engine.cpu.layout import Floats, Matrix, Packed, Plain, Where, as_kind, kind_of, room, tiled
+from exo_cli.engine.cpu.mxfp4 import Coded, tiled_codes
+from exo_cli.engine.on_disk import OnDisk
 
+KINDS: Final = {"F16": HALF, "BF16": BRAIN, "F32": SINGLE}
+"""Numbers by the names that files have for them."""
 AFFINE_BITS: Final = (2, 3, 4, 5, 6, 8)
 GROUPS: Final = (32, 64, 128)
-_E2M1: Final = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.int8)
-"""Twice what the four bits of mxfp4 stand for, without the sign."""
-_MIDDLE: Final = 12
 
 
 class NotNative(Exception):
@@ -29,20 +32,50 @@ def floats(array: mx.array) -> Floats:
     return np.array(array.astype(mx.float32), copy=False)
 
 
-def matrix_of(module: nn.Module) -> Packed | Plain:
+def check(model: nn.Module) -> None:
+    """Raises NotNative where `matrix_of` would, before anything is read."""
+    for _, module in model.named_modules():
+        if "scales" in module and "weight" in module:
+            _check_format(module)
+
+
+def _check_format(module: nn.Module) -> None:
+    mode, bits, group = str(getattr(module, "mode", "affine")), int(module.bits), int(module.group_size)
+    if mode not in ("affine", "mxfp4"):
+        raise NotNative(f"weights in {mode}")
+    if mode == "affine" and (bits not in AFFINE_BITS or group not in GROUPS):
+        raise NotNative(f"affine weights of {bits} bits in groups of {group}")
+
+
+def matrix_of(module: nn.Module) -> Packed | Plain | Coded:
     """A linear layer's or an embedding's matrix."""
+    if (held := on_disk.of(module)) is not None:
+        return _as_it_lies(held, module)
     if "scales" not in module:
         return _plain(module["weight"])
-    mode = str(getattr(module, "mode", "affine"))
-    bits, group = int(module.bits), int(module.group_size)
+    _check_format(module)
     words: NDArray[np.uint32] = np.array(module["weight"], copy=False)
-    if mode == "affine":
-        if bits not in AFFINE_BITS or group not in GROUPS:
-            raise NotNative(f"affine weights of {bits} bits in groups of {group}")
-        return Packed(words, floats(module["scales"]), floats(module["biases"]), bits, group)
-    if mode == "mxfp4":
-        return _mxfp4(words, np.array(module["scales"], copy=False))
-    raise NotNative(f"weights in {mode}")
+    if "biases" not in module:
+        return Coded(words, np.array(module["scales"], copy=False))
+    bits, group = int(module.bits), int(module.group_size)
+    return Packed(words, floats(module["scales"]), floats(module["biases"]), bits, group)
+
+
+def _as_it_lies(held: OnDisk, module: nn.Module) -> Packed | Plain:
+    """What the file holds, where it is: nothing is read yet."""
+    held.begin()
+    weight = held["weight"]
+    if "scales" not in module:
+        kind = KINDS[weight.dtype]
+        if kind == SINGLE:
+            kind = kind_of(weight.numbers)
+        numbers = weight.numbers if kind == KINDS[weight.dtype] else as_kind(weight.numbers, kind)
+        return Plain(numbers, kind, held.path)
+    _check_format(module)
+    bits, group = int(module.bits), int(module.group_size)
+    scales, biases = held["scales"], held["biases"]
+    kind = KINDS[scales.dtype]
+    return Packed(weight.numbers, scales.numbers, biases.numbers, bits, group, kind, held.path)
 
 
 def bias_of(module: nn.Module) -> Floats | None:
@@ -61,11 +94,41 @@ def _plain(weight: mx.array) -> Plain:
     return Plain(as_kind(numbers, kind) if kind != SINGLE else numbers, kind)
 
 
-def _mxfp4(words: NDArray[np.uint32], exponents: NDArray[np.uint8]) -> Packed:
-    """Numbers from -12 to 12, kept 12 higher, and half the scale."""
-    pairs = words.view(np.uint8)
-    table = np.concatenate([_MIDDLE + _E2M1, _MIDDLE - _E2M1]).astype(np.uint8)
-    codes = np.empty((pairs.shape[0], 2 * pairs.shape[1]), np.uint8)
-    codes[:, 0::2], codes[:, 1::2] = table[pairs & 15], table[pairs >> 4]
-    scales = np.ldexp(np.float32(1), exponents.astype(np.int32) - 128).astype(np.float32)
-    return Packed(codes.view(np.uint32), scales, -_MIDDLE * scales, 8, 32)
+def joined(
+    parts: Sequence[Packed | Plain | Coded],
+    *,
+    interleaved: bool = False,
+    bias: Floats | None = None,
+    workers: int = 1,
+    where: Where = room,
+) -> Matrix:
+    """One matrix out of several, as `layout.tiled` does it; formats that differ meet in one of 8 bits."""
+    coded = [part for part in parts if isinstance(part, Coded)]
+    if len(coded) == len(parts):
+        return tiled_codes(coded, interleaved=interleaved, bias=bias, workers=workers, where=where)
+    others = [part.expanded() if isinstance(part, Coded) else part for part in parts]
+    if len({type(part) for part in others}) != 1:
+        raise NotNative("projections of which some are packed and some are not")
+    return tiled(others, interleaved=interleaved, bias=bias, workers=workers, where=where)
+
+
+def parts_of(modules: Sequence[nn.Module]) -> tuple[list[Packed | Plain | Coded], Floats | None]:
+    """Linear layers' matrices, and the biases of all if one has them."""
+    parts = [matrix_of(module) for module in modules]
+    biases = [bias_of(module) for module in modules]
+    if all(each is None for each in biases):
+        return parts, None
+    filled = [
+        np.zeros(part.shape[0], np.float32) if each is None else each
+        for part, each in zip(parts, biases, strict=True)
+    ]
+    return parts, np.concatenate(filled)
+
+
+def one_matrix(modules: Sequence[nn.Module], workers: int = 1, *, interleaved: bool = False) -> Matrix:
+    """Linear layers over the same inputs, with their biases."""
+    parts, bias = parts_of(modules)
+    made = joined(parts, interleaved=interleaved, bias=bias, workers=workers)
+    for held in filter(None, map(on_disk.of, modules)):
+        held.end()
+    return made

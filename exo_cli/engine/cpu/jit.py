@@ -15,6 +15,7 @@ import llvmlite
 import numba
 from numba import types
 from numba.core import config
+from numba.core.registry import cpu_target
 
 from exo_cli.engine.cpu import features
 
@@ -52,6 +53,12 @@ config.CACHE_DIR = str(DIRECTORY)
 def is_compiled() -> bool:
     """Whether an earlier start has left compiled kernels; else the first step takes long."""
     return any(DIRECTORY.rglob("*.nbc"))
+
+
+def ready() -> None:
+    """What numba looks up before its first kernel, done now; compiles nothing."""
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
 
 
 def kernel(function: Any) -> Any:

@@ -5,39 +5,54 @@ bit: 2, 3 and 4 bits lie in 4, and 5, 6 and 8 in 8; scales stay in 16 bits where
 128 are kept as two of 64. Knows nothing of models.
 """
 
+import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exo_cli.engine.cpu import lanes
+from exo_cli.engine.cpu import lanes, large_pages
 from exo_cli.engine.cpu import tables as t
-from exo_cli.engine.cpu.dots import BRAIN, HALF, SINGLE, TILE, function
+from exo_cli.engine.cpu.dots import BRAIN, HALF, PAIR_BYTES, POWERS, SINGLE, TILE, function
+from exo_cli.engine.cpu.emit import E2M1, LANES, MIDDLE
 from exo_cli.engine.cpu.jit import inner, kernel
+from exo_cli.engine.cpu.packing import ROW, WORDS, no_numbers, pack, pack_plain
 from exo_cli.engine.cpu.rows import record_bytes
+from exo_cli.engine.finite import not_finite
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-SLAB_TILES: Final = 16
-"""So many tiles are repacked at a time: what lies there twice is small."""
-HUGE: Final[int] = getattr(mmap, "MADV_HUGEPAGE", 0)
-SLACK: Final = 8192
+Where = Callable[[int], Bytes]
+_E2M1: Final = tuple(E2M1)
+LEAST_TILES: Final = 16
+MOST_TILES: Final = 128
+"""So many tiles are repacked at a time by one thread: enough for native code, and little lies there twice."""
+_EXPONENTS: Final = {HALF: 0x7C00, BRAIN: 0x7F80, SINGLE: 0x7F800000}
+"""What the bits of numbers that are none have in common."""
+SLACK: Final = 12288
 """Kernels ask for bytes ahead of where they are; these are ours."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A matrix out of a checkpoint: codes of `bits` bits, scales and biases a group; float32 arrays."""
+    """A matrix out of a checkpoint: codes of `bits` bits, a scale and a bias a group.
+
+    Arrays may begin at any byte; rows lie without holes.
+    """
 
     words: NDArray[np.uint32]
-    scales: Floats
-    biases: Floats
+    scales: Floats | NDArray[np.uint16]
+    biases: Floats | NDArray[np.uint16]
     bits: int
     group: int
+    kind: int = SINGLE
+    """Of scales and biases; float16 and bfloat16 by their bits."""
+    unseen: str = ""
+    """What it is called, if nobody has looked yet whether its scales and biases are numbers."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,10 +65,22 @@ class Plain:
 
     numbers: Floats | NDArray[np.uint16]
     kind: int
+    unseen: str = ""
+    """As that of `Packed`."""
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.numbers.shape[0], self.numbers.shape[1]
+
+
+class Part(Protocol):
+    """A matrix out of a checkpoint."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+
+PartT = TypeVar("PartT", bound=Part)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,11 +120,9 @@ class Matrix:
 
 def room(size: int) -> Bytes:
     """So many bytes from the start of a page on, zeros, with slack after them that may be read."""
-    held = own_memory(size + SLACK)
-    if HUGE:
-        # Large pages: what is read once a step is looked up less often.
-        held.madvise(HUGE)
-    return np.frombuffer(held, np.uint8, size)
+    if large_pages.ADVICE:
+        return large_pages.PIECES.take(size + SLACK)[:size]
+    return np.frombuffer(own_memory(size + SLACK), np.uint8, size)
 
 
 def own_memory(size: int) -> mmap.mmap:
@@ -121,6 +146,13 @@ def _fits_half(numbers: Floats) -> bool:
         return bool(np.array_equal(numbers.astype(np.float16).astype(np.float32), numbers))
 
 
+def as_floats(numbers: Floats | NDArray[np.uint16], kind: int) -> Floats:
+    """Numbers of a kind, by their bits, as float32."""
+    if kind == BRAIN:
+        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers.view(np.float16).astype(np.float32) if kind == HALF else numbers.view(np.float32)
+
+
 def as_kind(numbers: Floats, kind: int) -> NDArray[Any]:
     if kind == BRAIN:
         return (numbers.view(np.uint32) >> 16).astype(np.uint16)
@@ -133,23 +165,25 @@ def tiled(
     interleaved: bool = False,
     bias: Floats | None = None,
     workers: int = 1,
+    where: Where = room,
 ) -> Matrix:
     """One matrix out of several with the same inputs, one below the other.
 
     `interleaved`: of two, 16 outputs of the first and the same 16 of the second share a tile. `workers`:
-    threads that repack.
+    threads that repack. `where`: gives room for so many bytes.
     """
     inputs = parts[0].shape[1]
     outputs = sum(part.shape[0] for part in parts)
-    order = _order([part.shape[0] for part in parts], interleaved)
-    fitted = None if bias is None else _fitted(bias, order)
+    order = order_of([part.shape[0] for part in parts], interleaved)
+    placed = None if bias is None else fitted(bias, order)
     packed = [part for part in parts if isinstance(part, Packed)]
     if packed:
-        return _tiled_packed(packed, order, outputs, inputs, fitted, workers)
-    return _tiled_plain([part for part in parts if isinstance(part, Plain)], order, outputs, inputs, fitted)
+        return _tiled_packed(packed, order, outputs, inputs, placed, workers, where)
+    plain = [part for part in parts if isinstance(part, Plain)]
+    return _tiled_plain(plain, order, outputs, inputs, placed, workers, where)
 
 
-def _order(sizes: list[int], interleaved: bool) -> NDArray[np.int64]:
+def order_of(sizes: list[int], interleaved: bool) -> NDArray[np.int64]:
     """For each place in the tiles, which output stands there; -1 for none."""
     count = sum(sizes)
     order = np.full(-(-count // TILE) * TILE, -1, np.int64)
@@ -159,7 +193,7 @@ def _order(sizes: list[int], interleaved: bool) -> NDArray[np.int64]:
     return order
 
 
-def _fitted(numbers: Floats, order: NDArray[np.int64]) -> Floats:
+def fitted(numbers: Floats, order: NDArray[np.int64]) -> Floats:
     out = np.zeros(len(order), np.float32)
     out[order >= 0] = numbers[order[order >= 0]]
     return out
@@ -172,50 +206,99 @@ def _tiled_packed(
     inputs: int,
     bias: Floats | None,
     workers: int,
+    where: Where,
 ) -> Matrix:
     bits = 4 if max(part.bits for part in parts) <= 4 else 8
     group = min(64, *(part.group for part in parts))
-    scales = np.concatenate([np.repeat(part.scales, part.group // group, axis=1) for part in parts])
-    biases = np.concatenate([np.repeat(part.biases, part.group // group, axis=1) for part in parts])
-    kind = kind_of(scales, biases)
+    parts, repeat = _in_step(parts, group)
+    kind, size = parts[0].kind, parts[0].scales.itemsize
     groups = inputs // group
-    head = TILE * (8 if kind == SINGLE else 4)
-    block = head + TILE * group * bits // 8
-    tile_bytes = groups * block
-    tiles = room(len(order) // TILE * tile_bytes)
-    heads = np.zeros((2, len(order), groups), np.float32)
-    heads[0, order >= 0], heads[1, order >= 0] = scales[order[order >= 0]], biases[order[order >= 0]]
-    held = as_kind(heads.reshape(2, -1, TILE, groups).transpose(1, 3, 0, 2).copy(), kind)
-    out = tiles.view(np.uint32).reshape(-1, tile_bytes // 4)
+    tile_bytes = groups * (2 * TILE * size + TILE * group * bits // 8)
+    tiles = where(len(order) // TILE * tile_bytes)
+    nothing = np.zeros(max(inputs * bits // 8, groups * size), np.uint8)
 
-    def slab(first: int) -> None:
-        chosen = order[first * TILE : (first + SLAB_TILES) * TILE]
-        last = first + len(chosen) // TILE
-        _pack(_slab(parts, chosen, bits), held[first:last].view(np.uint32), bits, group, out[first:last])
+    def slab(first: int, last: int) -> None:
+        chosen = order[first * TILE : last * TILE]
+        table = np.full((len(chosen), ROW), nothing.ctypes.data, np.int64)
+        kept = []
+        for part, places, rows in shares_of(parts, chosen):
+            words = part.words
+            _check(part, rows, part.scales, part.biases)
+            if part.bits != bits:
+                words, at = _recoded(words[rows], part.bits, bits), np.arange(len(rows))
+                kept.append(words)
+            else:
+                at = rows
+            for column, (array, lines) in enumerate(((words, at), (part.scales, rows), (part.biases, rows))):
+                table[places, column] = array.ctypes.data + lines * array.strides[0]
+        to = tiles.ctypes.data + first * tile_bytes
+        pack(table.ctypes.data, len(chosen) // TILE, bits, group, size, groups, repeat, to)
 
-    starts = range(0, len(order) // TILE, SLAB_TILES)
-    if workers > 1 and len(starts) > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(slab, starts))
-    else:
-        for first in starts:
-            slab(first)
+    in_slabs(slab, len(order) // TILE, workers)
     return Matrix(tiles, outputs, inputs, bits, group, kind, tile_bytes, bias)
 
 
-def _slab(parts: list[Packed], chosen: NDArray[np.int64], bits: int) -> NDArray[np.uint32]:
-    """The words of these outputs as MLX packs them with `bits` bits; zeros where there is none."""
-    if len(parts) == 1 and parts[0].bits == bits and chosen[-1] - chosen[0] == len(chosen) - 1:
-        return parts[0].words[chosen[0] : chosen[-1] + 1]
-    words = np.zeros((len(chosen), parts[0].shape[1] * bits // 32), np.uint32)
+def _in_step(parts: list[Packed], group: int) -> tuple[list[Packed], int]:
+    """The same parts with heads of one kind, and for how many groups each head stands."""
+    repeats = {part.group // group for part in parts}
+    kinds = {part.kind for part in parts}
+    kind = kinds.pop() if len(kinds) == 1 else SINGLE
+    if len(repeats) == 1 and kind != SINGLE:
+        return parts, repeats.pop()
+    heads = [[as_floats(each, part.kind) for each in (part.scales, part.biases)] for part in parts]
+    kind = kind_of(*(each for pair in heads for each in pair))
+    out = []
+    for part, pair in zip(parts, heads, strict=True):
+        scales, biases = (as_kind(np.repeat(each, part.group // group, axis=1), kind) for each in pair)
+        out.append(Packed(part.words, scales, biases, part.bits, group, kind, part.unseen))
+    return out, 1
+
+
+def shares_of(
+    parts: Sequence[PartT], chosen: NDArray[np.int64]
+) -> Iterator[tuple[PartT, NDArray[np.int64], NDArray[np.int64]]]:
+    """Of a slab's outputs, those of each part: where they go, and which of its rows they are."""
     start = 0
     for part in parts:
-        places = np.flatnonzero((chosen >= start) & (chosen < start + part.shape[0]))
+        count = part.shape[0]
+        places = np.flatnonzero((chosen >= start) & (chosen < start + count))
         if len(places):
-            rows = part.words[chosen[places] - start]
-            words[places] = rows if part.bits == bits else _recoded(rows, part.bits, bits)
-        start += part.shape[0]
-    return words
+            yield part, places, chosen[places] - start
+        start += count
+
+
+def in_slabs(slab: Callable[[int, int], None], tiles: int, workers: int) -> None:
+    """All tiles, some at a time, by so many threads, of which we are one."""
+    size = max(LEAST_TILES, min(MOST_TILES, -(-tiles // (2 * workers))))
+    starts = iter(range(0, tiles, size))
+
+    def work() -> None:
+        # Each thread takes the next ones: whoever is late takes fewer.
+        for first in starts:
+            slab(first, min(tiles, first + size))
+
+    if workers == 1 or tiles <= size:
+        work()
+        return
+    with ThreadPoolExecutor(workers - 1) as pool:
+        others = [pool.submit(work) for _ in range(workers - 1)]
+        work()
+    for other in others:
+        other.result()
+
+
+def _check(part: Packed | Plain, rows: NDArray[np.int64], *arrays: Floats | NDArray[np.uint16]) -> None:
+    """Refuse what is no number; a slab's rows of a part lie one below the other."""
+    if not part.unseen:
+        return
+    found = np.zeros(1, np.int64)
+    for array in arrays:
+        some: NDArray[Any] = array[rows[0] : rows[-1] + 1]
+        if some.size < LANES:
+            some = np.resize(some, LANES)
+        no_numbers(some.ctypes.data, some.size, some.itemsize, _EXPONENTS[part.kind], found.ctypes.data)
+    if found[0]:
+        raise not_finite(part.unseen)
 
 
 def _recoded(words: NDArray[np.uint32], bits: int, wanted: int) -> NDArray[np.uint32]:
@@ -228,19 +311,36 @@ def _recoded(words: NDArray[np.uint32], bits: int, wanted: int) -> NDArray[np.ui
 
 
 def _tiled_plain(
-    parts: list[Plain], order: NDArray[np.int64], outputs: int, inputs: int, bias: Floats | None
+    parts: list[Plain],
+    order: NDArray[np.int64],
+    outputs: int,
+    inputs: int,
+    bias: Floats | None,
+    workers: int,
+    where: Where,
 ) -> Matrix:
-    kind = parts[0].kind
-    assert all(part.kind == kind for part in parts)
-    whole = np.concatenate([part.numbers for part in parts]) if len(parts) > 1 else parts[0].numbers
-    size = whole.dtype.itemsize
+    kinds = {part.kind for part in parts}
+    kind = kinds.pop() if len(kinds) == 1 else SINGLE
+    parts = [
+        part if part.kind == kind else Plain(as_floats(part.numbers, part.kind), SINGLE, part.unseen)
+        for part in parts
+    ]
+    size = parts[0].numbers.itemsize
     tile_bytes = inputs * TILE * size
-    tiles = room(len(order) // TILE * tile_bytes)
-    shaped = tiles.view(whole.dtype).reshape(-1, inputs, TILE)
-    for tile in range(len(order) // TILE):
-        chosen = order[tile * TILE : (tile + 1) * TILE]
-        rows = np.where((chosen >= 0)[:, None], whole[np.maximum(chosen, 0)], np.zeros((), whole.dtype))
-        shaped[tile] = rows.T
+    tiles = where(len(order) // TILE * tile_bytes)
+    nothing = np.zeros(inputs * size, np.uint8)
+
+    def slab(first: int, last: int) -> None:
+        chosen = order[first * TILE : last * TILE]
+        table = np.full((len(chosen), ROW), nothing.ctypes.data, np.int64)
+        for part, places, rows in shares_of(parts, chosen):
+            _check(part, rows, part.numbers)
+            table[places, WORDS] = part.numbers.ctypes.data + rows * part.numbers.strides[0]
+        pack_plain(
+            table.ctypes.data, len(chosen) // TILE, size, inputs, tiles.ctypes.data + first * tile_bytes
+        )
+
+    in_slabs(slab, len(order) // TILE, workers)
     return Matrix(tiles, outputs, inputs, 8 * size, 0, kind, tile_bytes, bias)
 
 
@@ -260,41 +360,6 @@ def _codes(words: Bytes, bits: int, out: Bytes) -> None:
             target[place] = (two >> (at & 7)) & mask
 
 
-@kernel
-def _pack(
-    words: NDArray[np.uint32],
-    heads: NDArray[np.uint32],
-    bits: int,
-    group: int,
-    out: NDArray[np.uint32],
-) -> None:
-    """Words of whole tiles and their heads into blocks: a word of each output in turn."""
-    head = heads.shape[2] * heads.shape[3]
-    in_group = group * bits // 32
-    for tile in range(heads.shape[0]):
-        at = 0
-        for number in range(heads.shape[1]):
-            for which in range(heads.shape[2]):
-                for place in range(heads.shape[3]):
-                    out[tile, at + which * heads.shape[3] + place] = heads[tile, number, which, place]
-            at += head
-            for step in range(in_group):
-                column = number * in_group + step
-                for output in range(TILE):
-                    word = words[tile * TILE + output, column]
-                    if bits == 4:
-                        word = _spread(word & 0xFFFF) | (_spread(word >> 16) << 4)
-                    out[tile, at + output] = word
-                at += TILE
-
-
-@inner
-def _spread(word: int) -> int:
-    """Four codes of four bits, a byte each."""
-    word = (word | (word << 8)) & 0x00FF00FF
-    return (word | (word << 4)) & 0x0F0F0F0F
-
-
 @inner
 def _number(at: int, kind: int) -> Any:
     if kind == BRAIN:
@@ -302,6 +367,18 @@ def _number(at: int, kind: int) -> Any:
     if kind == HALF:
         return lanes.peek_half(at)
     return lanes.peek(at)
+
+
+@inner
+def _take_mxfp4(tile: int, place: int, groups: int, out: int) -> None:
+    for number in range(groups):
+        pair, odd = tile + number // 2 * PAIR_BYTES, number % 2
+        scale = np.float32(math.ldexp(0.5, lanes.byte(pair + odd * TILE + place) - 127))
+        codes = pair + 2 * TILE + odd * TILE * 16 + 4 * place
+        for each in range(32):
+            code = lanes.byte(codes + (each // 8) * 4 * TILE + each % 4)
+            code = (code >> 4) if each % 8 >= 4 else (code & 15)
+            lanes.poke(out + 4 * (32 * number + each), np.float32(_E2M1[code] - MIDDLE) * scale)
 
 
 @inner
@@ -315,6 +392,9 @@ def take_row(
         size = 4 if kind == SINGLE else 2
         for number in range(inputs):
             lanes.poke(out + 4 * number, _number(tile + (number * TILE + place) * size, kind))
+        return
+    if kind == POWERS:
+        _take_mxfp4(tile, place, inputs // group, out)
         return
     size = 4 if kind == SINGLE else 2
     head = 2 * TILE * size

@@ -4,164 +4,16 @@ Threads divide outputs, heads or rows; no sum is ever divided, so their number c
 are described in `tables`. Knows neither Python objects nor who waits for the answer.
 """
 
-from typing import Final
-
-from exo_cli.engine.cpu import lanes
 from exo_cli.engine.cpu import tables as t
 from exo_cli.engine.cpu.attend import put_key, put_value
-from exo_cli.engine.cpu.dots import AT_ONCE, TILE
 from exo_cli.engine.cpu.emit import by_address
 from exo_cli.engine.cpu.jit import inner
 from exo_cli.engine.cpu.lanes import field, peek, poke_word, word
 from exo_cli.engine.cpu.layout import take_row
-from exo_cli.engine.cpu.rows import gate, norm, pack_part, pack_row, rotate
-from exo_cli.engine.cpu.waits import LINE, increase, meet
-
-NEAR_BYTES: Final = 400_000
-"""Activation rows that stay in a core's own cache while a tile goes over them."""
-PORTIONS: Final = 6
-STORE, ADD = 0, 1
-
-
-@inner
-def near_rows(record: int) -> int:
-    return max(AT_ONCE, NEAR_BYTES // record // AT_ONCE * AT_ONCE)
-
-
-@inner
-def portion(count: int, threads: int) -> int:
-    """How many of so many things a thread takes at a time: whoever is late or slow takes fewer of them."""
-    return max(1, count // (PORTIONS * threads)) if threads > 1 else max(1, count)
-
-
-@inner
-def counter_of(step: int, number: int, phase: int) -> int:
-    """Where the threads count what is taken of one product of one layer."""
-    at: int = field(step, t.COUNTERS) + LINE * (t.PHASES * number + phase)
-    return at
-
-
-@inner
-def product(
-    matrix: int, x: int, rows: int, out: int, out_stride: int, how: int, taken: int, threads: int, spare: int
-) -> None:
-    """This thread's part of a matrix times rows: stored, or added to what is there. `taken`: a counter."""
-    count = field(matrix, t.TILE_COUNT)
-    size = portion(count, threads)
-    first = increase(taken, 1) * size
-    while first < count:
-        last = min(count, first + size)
-        _tiles(matrix, x, rows, out, out_stride, how, first, last, spare)
-        first = increase(taken, 1) * size
-
-
-@inner
-def _tiles(
-    matrix: int, x: int, rows: int, out: int, out_stride: int, how: int, first: int, last: int, spare: int
-) -> None:
-    tiles, inputs, dots = field(matrix, t.TILES), field(matrix, t.INPUTS), field(matrix, t.FUNCTION)
-    kind, size = field(matrix, t.KIND), field(matrix, t.TILE_BYTES)
-    bias, record = field(matrix, t.BIAS), field(matrix, t.RECORD)
-    near = near_rows(record)
-    for start in range(0, rows, near):
-        end = min(rows, start + near)
-        for tile in range(first, last):
-            where = tiles + tile * size
-            to = out + 4 * TILE * tile
-            if how == STORE and bias == 0:
-                to += start * out_stride
-                rows_at = x + start * record
-                by_address(dots, (kind, inputs, where, rows_at, record, to, out_stride, end - start))
-                continue
-            for row in range(start, end, AT_ONCE):
-                some = min(AT_ONCE, end - row)
-                by_address(dots, (kind, inputs, where, x + row * record, record, spare, 4 * TILE, some))
-                for each in range(some):
-                    source, target = spare + 4 * TILE * each, to + (row + each) * out_stride
-                    for half in (0, 64):
-                        made = lanes.load(source + half)
-                        if bias != 0:
-                            made = lanes.add(made, lanes.load(bias + 4 * TILE * tile + half))
-                        if how == ADD:
-                            made = lanes.add(lanes.load(target + half), made)
-                        lanes.store(target + half, made)
-
-
-@inner
-def gated(matrix: int, down: int, x: int, rows: int, out: int, taken: int, threads: int, spare: int) -> None:
-    """This thread's part of silu(gate) * up, as rows for `down`: made and packed a group at a time."""
-    units = field(down, t.INPUTS) // (16 * max(1, field(down, t.GROUP) // 16))
-    size = portion(units, threads)
-    first = increase(taken, 1) * size
-    while first < units:
-        last = min(units, first + size)
-        _units(matrix, down, x, rows, out, first, last, spare)
-        first = increase(taken, 1) * size
-
-
-@inner
-def _units(matrix: int, down: int, x: int, rows: int, out: int, first: int, last: int, spare: int) -> None:
-    tiles, inputs, dots = field(matrix, t.TILES), field(matrix, t.INPUTS), field(matrix, t.FUNCTION)
-    kind, size = field(matrix, t.KIND), field(matrix, t.TILE_BYTES)
-    bias, record = field(matrix, t.BIAS), field(matrix, t.RECORD)
-    width, out_group, out_record = field(down, t.INPUTS), field(down, t.GROUP), field(down, t.RECORD)
-    unit_tiles = max(1, out_group // 16)
-    near = near_rows(record)
-    made_at = spare + 4 * TILE * AT_ONCE
-    made_stride = 64 * unit_tiles
-    for start in range(0, rows, near):
-        end = min(rows, start + near)
-        for unit in range(first, last):
-            for row in range(start, end, AT_ONCE):
-                some = min(AT_ONCE, end - row)
-                for part in range(unit_tiles):
-                    tile = unit * unit_tiles + part
-                    where = tiles + tile * size
-                    by_address(dots, (kind, inputs, where, x + row * record, record, spare, 4 * TILE, some))
-                    for each in range(some):
-                        left = lanes.load(spare + 4 * TILE * each)
-                        right = lanes.load(spare + 4 * TILE * each + 64)
-                        if bias != 0:
-                            left = lanes.add(left, lanes.load(bias + 4 * TILE * tile))
-                            right = lanes.add(right, lanes.load(bias + 4 * TILE * tile + 64))
-                        lanes.store(made_at + made_stride * each + 64 * part, gate(left, right))
-                for each in range(some):
-                    record_at = out + (row + each) * out_record
-                    pack_part(made_at + made_stride * each, width, out_group, unit, record_at)
-
-
-@inner
-def packed(
-    matrix: int,
-    x: int,
-    stride: int,
-    rows: int,
-    weight: int,
-    eps: float,
-    step: int,
-    scratch: int,
-    thread: int,
-    threads: int,
-) -> int:
-    """Rows as a matrix wants them, after a norm if there is a weight; gives where they are.
-
-    Few rows are packed by every thread for itself; many are divided, and then all meet.
-    """
-    width, group, record = field(matrix, t.INPUTS), field(matrix, t.GROUP), field(matrix, t.RECORD)
-    spare = scratch + t.SCRATCH_REST
-    few = rows <= t.FEW
-    to: int = spare + 4 * width if few else field(step, t.PACKED)
-    first = 0 if few else rows * thread // threads
-    last = rows if few else rows * (thread + 1) // threads
-    for row in range(first, last):
-        source = x + row * stride
-        if weight != 0:
-            norm(source, weight, width, eps, spare)
-            source = spare
-        pack_row(source, width, group, to + row * record)
-    if not few:
-        meet(field(step, t.BARRIER), threads)
-    return to
+from exo_cli.engine.cpu.pack8 import put_key8, put_value8
+from exo_cli.engine.cpu.products import ADD, STORE, counter_of, gated, packed, product
+from exo_cli.engine.cpu.rows import norm, pack_row, rotate
+from exo_cli.engine.cpu.waits import meet
 
 
 @inner
@@ -177,7 +29,7 @@ def place_heads(stage: int, layer: int, step: int, number: int, thread: int, thr
     for part in range(field(step, t.PARTS)):
         share = field(step, t.PART_TABLE) + 8 * t.PART * part
         start, position = field(share, t.PART_START), field(share, t.PART_POSITION)
-        head_bytes = 2 * width * field(share, t.PART_CAPACITY)
+        head_bytes = field(share, t.PART_HEAD_BYTES)
         keys = field(share, t.PART_CACHE) + number * field(share, t.PART_LAYER_BYTES)
         for row in range(field(share, t.PART_COUNT)):
             at = qkv + (start + row) * stride
@@ -195,9 +47,14 @@ def place_heads(stage: int, layer: int, step: int, number: int, thread: int, thr
                 if norm_key != 0:
                     norm(key, norm_key, width, peek(floats + 4 * t.EPS_KEY), key)
                 rotate(key, turn, half, paired)
-                put_key(key, keys + head * head_bytes, width, position + row)
                 value = at + queries + 4 * width * (kv_heads + head)
-                put_value(value, keys + (kv_heads + head) * head_bytes, width, position + row)
+                to_key, to_value = keys + head * head_bytes, keys + (kv_heads + head) * head_bytes
+                if field(stage, t.KV_BITS) == 8:
+                    put_key8(key, to_key, width, position + row)
+                    put_value8(value, to_value, width, position + row)
+                else:
+                    put_key(key, to_key, width, position + row)
+                    put_value(value, to_value, width, position + row)
 
 
 @inner
@@ -219,7 +76,7 @@ def look_back(
         share = field(step, t.PART_TABLE) + 8 * t.PART * part
         start, position = field(share, t.PART_START), field(share, t.PART_POSITION)
         rows = field(share, t.PART_COUNT)
-        head_bytes = 2 * width * field(share, t.PART_CAPACITY)
+        head_bytes = field(share, t.PART_HEAD_BYTES)
         cache = field(share, t.PART_CACHE) + number * field(share, t.PART_LAYER_BYTES)
         for head in range(kv_heads):
             for first in range(0, rows, at_once):
@@ -247,7 +104,7 @@ def look_back(
 def decoder_layer(
     stage: int, layer: int, number: int, step: int, scratch: int, thread: int, threads: int
 ) -> None:
-    """Attention and a gated MLP, each after a norm and added to what came in."""
+    """Attention and a gated MLP or a mixture of such, each after a norm and added to what came in."""
     rows, x, barrier = field(step, t.ROWS), field(step, t.X), field(step, t.BARRIER)
     width = field(stage, t.WIDTH)
     eps = peek(field(stage, t.FLOATS) + 4 * t.EPS)
@@ -272,6 +129,9 @@ def decoder_layer(
     product(out, rows_in, rows, x, stride, ADD, counter_of(step, number, 1), threads, spare)
     meet(barrier, threads)
 
+    if field(layer, t.EXPERTS) != 0:
+        by_address(field(stage, t.MIXTURE), (stage, layer, number, step, scratch, thread, threads))
+        return
     gate_up, down = layer + 8 * t.GATE_UP, layer + 8 * t.DOWN
     rows_in = packed(gate_up, x, stride, rows, field(layer, t.NORM_POST), eps, step, scratch, thread, threads)
     hidden = field(step, t.HIDDEN_ROWS)

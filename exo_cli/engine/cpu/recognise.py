@@ -1,11 +1,13 @@
 """Which models the native pass computes, by what they are made of, and their weights in its layout.
 
 A block is taken if its class comes from a family whose block is known and if it holds what that block holds:
-two RMS norms, attention with rotary positions, a gated MLP with silu. MLX's copy of a weight
-is let go when ours is made. Raises NotNative for everything else, before any weight is touched.
+two RMS norms, attention with rotary positions, a gated MLP with silu or a mixture that `mixtures` knows.
+MLX's copy of a weight is let go when ours is made. Raises NotNative for everything else, before any weight
+is touched.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import mlx.core as mx
@@ -14,15 +16,17 @@ import numpy as np
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 from mlx_lm.models.rope_utils import DynamicNTKScalingRoPE
 
-from exo_cli.engine.cpu.expand import NotNative, bias_of, floats, matrix_of
-from exo_cli.engine.cpu.layout import Floats, Matrix, Packed, Plain, tiled
-from exo_cli.engine.cpu.plan import Decoder, Layer, Shape
+from exo_cli.engine.cpu import mixtures
+from exo_cli.engine.cpu.expand import NotNative, floats, one_matrix
+from exo_cli.engine.cpu.layout import Floats
+from exo_cli.engine.cpu.plan import Decoder, Experts, Gated, Layer, Shape
 from exo_cli.engine.cpu.turns import Turns
 from exo_cli.engine.slicing import Stage
 
-FAMILIES: Final = frozenset({"llama", "qwen2", "qwen3"})
+FAMILIES: Final = frozenset({"llama", "qwen2", "qwen3", *mixtures.ROUTERS})
 """Modules of mlx-lm whose block is the one above; others reuse them (Mistral is a llama there)."""
-_BLOCK: Final = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
+_BLOCK: Final = frozenset({"self_attn", "input_layernorm", "post_attention_layernorm"})
+_MLPS: Final = frozenset({"mlp", "block_sparse_moe"})
 _ATTENTION: Final = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "rope"})
 _NORMS: Final = frozenset({"q_norm", "k_norm"})
 _MLP: Final = frozenset({"gate_proj", "up_proj", "down_proj"})
@@ -30,7 +34,7 @@ _MLP: Final = frozenset({"gate_proj", "up_proj", "down_proj"})
 
 def check(stage: Stage) -> None:
     """Raises NotNative unless every layer of the stage is known."""
-    module = type(stage.model).__module__.rpartition(".")[2]
+    module = _family(stage)
     if module not in FAMILIES:
         raise NotNative(f"models of the family {module}")
     for cut in (stage.receives, stage.sends):
@@ -38,10 +42,14 @@ def check(stage: Stage) -> None:
             raise NotNative("what crosses this cut")
     layers = _layers(stage)
     for layer in layers:
-        _check_layer(layer)
-    if len({_shape(layer) for layer in layers}) != 1:
+        _check_layer(layer, module)
+    if len({replace(_shape(layer), hidden=0) for layer in layers}) != 1:
         raise NotNative("layers of different shapes")
     _windows(stage)
+
+
+def _family(stage: Stage) -> str:
+    return type(stage.model).__module__.rpartition(".")[2]
 
 
 def _windows(stage: Stage) -> list[int]:
@@ -68,15 +76,27 @@ def _width(stage: Stage) -> int:
     return int(_layers(stage)[0].input_layernorm.weight.shape[0])
 
 
-def _check_layer(layer: nn.Module) -> None:
+def head_width(stage: Stage) -> int:
+    """How many numbers a key has."""
+    return _shape(_layers(stage)[0]).head_width
+
+
+def _mlp(layer: Any) -> Any:
+    return layer[next(iter(layer.keys() & _MLPS))]
+
+
+def _check_layer(layer: nn.Module, family: str) -> None:
     children = {name for name, part in layer.children().items() if part}
-    attention, mlp = layer.get("self_attn"), layer.get("mlp")
-    if children != _BLOCK or attention is None or mlp is None:
+    attention = layer.get("self_attn")
+    if children - _MLPS != _BLOCK or len(children & _MLPS) != 1 or attention is None:
         raise NotNative("blocks with other parts")
     parts = {name for name, part in attention.children().items() if isinstance(part, nn.Module)}
     if parts - {"rope"} - _NORMS != _ATTENTION - {"rope"} or parts & _NORMS not in (frozenset(), _NORMS):
         raise NotNative("attention with other parts")
-    if set(mlp.children()) != _MLP:
+    mlp = _mlp(layer)
+    mixture = mixtures.mixture_of(mlp, family)
+    gated = mlp if mixture is None else mixture.experts
+    if mixture is None and {name for name, part in mlp.children().items() if part} != _MLP:
         raise NotNative("an MLP with other parts")
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
     norms += [attention[name] for name in sorted(parts & _NORMS)]
@@ -87,10 +107,10 @@ def _check_layer(layer: nn.Module) -> None:
     shape = _shape(layer)
     if shape.head_width % 16 or shape.width % 32 or shape.hidden % 16 or shape.heads % shape.kv_heads:
         raise NotNative(f"heads of {shape.head_width}, a width of {shape.width}")
-    for names, whole in ((("q_proj", "k_proj", "v_proj"), attention), (("gate_proj", "up_proj"), mlp)):
+    for names, whole in ((("q_proj", "k_proj", "v_proj"), attention), (("gate_proj", "up_proj"), gated)):
         if len({"scales" in whole[name] for name in names}) != 1:
             raise NotNative("projections of which some are packed and some are not")
-    if shape.hidden % _activation_group(mlp.down_proj):
+    if shape.hidden % _activation_group(gated.down_proj):
         raise NotNative(f"a hidden width of {shape.hidden}")
 
 
@@ -98,27 +118,33 @@ def _activation_group(module: nn.Module) -> int:
     return min(64, int(module.group_size)) if "scales" in module else 16
 
 
+def _first_of(module: Any, *names: str) -> Any:
+    return next(getattr(module, name) for name in names if hasattr(module, name))
+
+
 def _shape(layer: Any) -> Shape:
     attention = layer.self_attn
-    heads = int(attention.n_heads)
+    heads = int(_first_of(attention, "n_heads", "num_heads", "num_attention_heads"))
     head_norm = attention.get("q_norm")
     eps = {float(layer.input_layernorm.eps), float(layer.post_attention_layernorm.eps)}
     if len(eps) != 1:
         raise NotNative("norms with different epsilons")
+    mlp = _mlp(layer)
+    gated = next((part for part in mlp.children().values() if "gate_proj" in part), mlp)
     return Shape(
         width=int(layer.input_layernorm.weight.shape[0]),
         heads=heads,
-        kv_heads=int(attention.n_kv_heads),
+        kv_heads=int(_first_of(attention, "n_kv_heads", "num_key_value_heads")),
         head_width=_outputs(attention.q_proj) // heads,
-        hidden=_outputs(layer.mlp.gate_proj),
+        hidden=_outputs(gated.gate_proj),
         eps=eps.pop(),
         eps_head=float(head_norm.eps) if head_norm is not None else 0.0,
-        scale=float(attention.scale),
+        scale=float(_first_of(attention, "scale", "sm_scale")),
     )
 
 
 def _outputs(module: nn.Module) -> int:
-    return int(module.weight.shape[0])
+    return int(module.weight.shape[-2])
 
 
 def decoder(
@@ -131,7 +157,7 @@ def decoder(
     turns = _turns(layers[0].self_attn.rope, shape.head_width)
     made = []
     for number, (layer, window) in enumerate(zip(layers, _windows(stage), strict=True)):
-        made.append(_layer(layer, window, workers))
+        made.append(_layer(layer, _family(stage), window, workers))
         _forget(layer)
         progress(number + 1, len(layers))
     model = stage.model
@@ -139,10 +165,10 @@ def decoder(
     tied = "lm_head" not in model
     embedding = head = norm = None
     if first or (last and tied):
-        embedding = _joined([model.model.embed_tokens], workers)
+        embedding = one_matrix([model.model.embed_tokens], workers)
         _forget(model.model.embed_tokens)
     if last:
-        head = embedding if tied else _joined([model.lm_head], workers)
+        head = embedding if tied else one_matrix([model.lm_head], workers)
         if not tied:
             _forget(model.lm_head)
         norm = _copied(model.model.norm.weight)
@@ -151,40 +177,32 @@ def decoder(
     return Decoder(shape, made, turns, embedding if first else None, head, norm, eps)
 
 
-def _layer(layer: Any, window: int, workers: int) -> Layer:
-    attention, mlp = layer.self_attn, layer.mlp
+def _gated(mlp: Any, family: str, workers: int) -> Gated | Experts:
+    mixture = mixtures.mixture_of(mlp, family)
+    if mixture is not None:
+        return mixtures.experts(mixture, workers)
+    return Gated(
+        one_matrix([mlp.gate_proj, mlp.up_proj], workers, interleaved=True),
+        one_matrix([mlp.down_proj], workers),
+    )
+
+
+def _layer(layer: Any, family: str, window: int, workers: int) -> Layer:
+    attention = layer.self_attn
     head_norms = [
         _copied(attention[name].weight) if name in attention else None for name in ("q_norm", "k_norm")
     ]
     return Layer(
         norm_in=_copied(layer.input_layernorm.weight),
         norm_post=_copied(layer.post_attention_layernorm.weight),
-        qkv=_joined([attention.q_proj, attention.k_proj, attention.v_proj], workers),
-        out=_joined([attention.o_proj], workers),
-        gate_up=_joined([mlp.gate_proj, mlp.up_proj], workers, interleaved=True),
-        down=_joined([mlp.down_proj], workers),
+        qkv=one_matrix([attention.q_proj, attention.k_proj, attention.v_proj], workers),
+        out=one_matrix([attention.o_proj], workers),
+        mlp=_gated(_mlp(layer), family, workers),
         norm_query=head_norms[0],
         norm_key=head_norms[1],
         window=window,
+        sinks=_copied(attention.sinks) if "sinks" in attention else None,
     )
-
-
-def _joined(modules: Sequence[nn.Module], workers: int, *, interleaved: bool = False) -> Matrix:
-    parts = [matrix_of(module) for module in modules]
-    biases = [bias_of(module) for module in modules]
-    bias = None
-    if any(each is not None for each in biases):
-        bias = np.concatenate(
-            [
-                np.zeros(part.shape[0], np.float32) if each is None else each
-                for part, each in zip(parts, biases, strict=True)
-            ]
-        )
-    packed = [part for part in parts if isinstance(part, Packed)]
-    plain = [part for part in parts if isinstance(part, Plain)]
-    if packed and plain:
-        raise NotNative("projections of which some are packed and some are not")
-    return tiled(packed or plain, interleaved=interleaved, bias=bias, workers=workers)
 
 
 def _copied(array: mx.array) -> Floats:

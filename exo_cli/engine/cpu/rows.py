@@ -19,6 +19,11 @@ _LN2_HIGH: Final = np.float32(0.693359375)
 _LN2_LOW: Final = np.float32(-2.12194440e-4)
 _LOWEST: Final = np.float32(-87.0)
 _HIGHEST: Final = np.float32(88.0)
+STEEP: Final = 1.702
+LIMIT: Final = 7.0
+"""Of the clamped gate."""
+_STEEP: Final = np.float32(STEEP)
+_LIMIT: Final = np.float32(LIMIT)
 _C: Final = tuple(
     np.float32(each) for each in (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)
 )
@@ -138,6 +143,15 @@ def gate(x: Any, y: Any) -> Any:
     """silu(x) * y in every lane."""
     below = lanes.add(lanes.fill(_ONE), exp(lanes.subtract(lanes.fill(_ZERO), x)))
     return lanes.multiply(lanes.divide(x, below), y)
+
+
+@inner
+def clamped_gate(x: Any, y: Any) -> Any:
+    """The same as gpt-oss has it: steeper, both kept within bounds, and 1 added to what is gated."""
+    x = lanes.smaller(x, lanes.fill(_LIMIT))
+    y = lanes.smaller(lanes.larger(y, lanes.fill(-_LIMIT)), lanes.fill(_LIMIT))
+    below = lanes.add(lanes.fill(_ONE), exp(lanes.multiply(x, lanes.fill(-_STEEP))))
+    return lanes.multiply(lanes.add(y, lanes.fill(_ONE)), lanes.divide(x, below))
 
 
 @inner

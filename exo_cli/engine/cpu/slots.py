@@ -8,29 +8,37 @@ Looks to `caches` like one of mlx-lm's caches that can be cut. Knows nothing of 
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exo_cli.engine.cpu.attend import BLOCK
-from exo_cli.engine.cpu.layout import own_memory
+from exo_cli.engine.cpu.layout import Bytes, own_memory
+from exo_cli.engine.cpu.pack8 import position_bytes as in_bytes
 
-Halves = NDArray[np.float16]
-ITEM_BYTES: Final = 2
+STEP: Final = 256
+"""Room comes in so many positions, as requests are promised it."""
+HALVES: Final = 16
+"""Bits of a number that is kept as float16; else it is a byte, as `pack8` has it."""
 
 
 def room_for(positions: int) -> int:
-    """Whole blocks."""
-    return max(1, -(-positions // BLOCK)) * BLOCK
+    """Whole steps, which are whole blocks."""
+    return max(1, -(-positions // STEP)) * STEP
+
+
+def position_bytes(width: int, bits: int) -> int:
+    """Of one head's key at one position, or of its value."""
+    return 2 * width if bits == HALVES else in_bytes(width)
 
 
 class Slot:
     """Keys and values of `layers` layers."""
 
-    def __init__(self, layers: int, kv_heads: int, width: int, positions: int) -> None:
-        self._sizes = layers, kv_heads, width
+    def __init__(self, layers: int, kv_heads: int, width: int, positions: int, bits: int = HALVES) -> None:
+        self._heads = layers, 2 * kv_heads
+        self._position_bytes = position_bytes(width, bits)
         self.capacity = 0
         self.offset = 0
         """How many positions are held: others read and cut it."""
-        self.numbers: Halves = np.zeros((layers, 2, kv_heads, 0), np.float16)
+        self.numbers: Bytes = np.zeros((*self._heads, 0), np.uint8)
         self.reserve(positions)
 
     def reserve(self, positions: int) -> None:
@@ -38,12 +46,11 @@ class Slot:
         capacity = room_for(positions)
         if capacity <= self.capacity:
             return
-        layers, kv_heads, width = self._sizes
-        count = layers * 2 * kv_heads * capacity * width
-        fresh = np.frombuffer(own_memory(max(1, count * ITEM_BYTES)), np.float16, count)
-        fresh = fresh.reshape(layers, 2, kv_heads, capacity * width)
-        # Whole blocks, because that is how keys lie.
-        kept = min(room_for(self.offset), self.capacity) * width if self.offset else 0
+        layers, heads = self._heads
+        size = layers * heads * capacity * self._position_bytes
+        fresh = np.frombuffer(own_memory(size), np.uint8, size).reshape(layers, heads, -1)
+        # Whole blocks, because that is how positions lie.
+        kept = -(-self.offset // BLOCK) * BLOCK * self._position_bytes
         fresh[..., :kept] = self.numbers[..., :kept]
         self.numbers, self.capacity = fresh, capacity
 
@@ -52,9 +59,13 @@ class Slot:
         return int(self.numbers.ctypes.data)
 
     @property
+    def head_bytes(self) -> int:
+        """From one head's keys, or values, to the next one's."""
+        return self.capacity * self._position_bytes
+
+    @property
     def layer_bytes(self) -> int:
-        _, kv_heads, width = self._sizes
-        return 2 * kv_heads * self.capacity * width * ITEM_BYTES
+        return self._heads[1] * self.head_bytes
 
     @property
     def nbytes(self) -> int:

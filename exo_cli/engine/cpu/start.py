@@ -6,17 +6,20 @@ Raises NotNative where a stage is not for the kernels, with nothing changed. Kno
 import ctypes
 import time
 from collections.abc import Callable
-from typing import Final
+from dataclasses import replace
+from typing import Final, Literal
 
+from exo_cli.engine import on_disk
 from exo_cli.engine.caches import Prefixes
 from exo_cli.engine.compute import Request
 from exo_cli.engine.core import MAX_CHUNK
-from exo_cli.engine.cpu import recognise
+from exo_cli.engine.cpu import expand, recognise
 from exo_cli.engine.cpu.compute import NativeCompute
 from exo_cli.engine.cpu.expand import NotNative
-from exo_cli.engine.cpu.jit import HERE, is_compiled
+from exo_cli.engine.cpu.jit import HERE, is_compiled, ready
+from exo_cli.engine.cpu.pack8 import GROUP
 from exo_cli.engine.cpu.pool import default_threads
-from exo_cli.engine.loading import Loaded
+from exo_cli.engine.loading import Opened
 from exo_cli.engine.pace import TARGET_S
 from exo_cli.engine.scheduler import Row
 from exo_cli.engine.tensors import WIRE_DTYPES
@@ -27,31 +30,50 @@ Report = Callable[[str, int, int], None]
 
 
 def native(
-    loaded: Loaded, vocabulary: int | None, wire_dtype: str, progress: Report
+    opened: Opened,
+    vocabulary: int | None,
+    wire_dtype: str,
+    progress: Report,
+    kv_bits: Literal[8] | None = None,
 ) -> tuple[NativeCompute, int, float]:
     """What computes, the chunk that fits the time, and how long a step with it takes.
 
-    The thread that calls this has to run it. MLX's copy of the weights is gone afterwards.
+    The thread that calls this has to run it. Weights go from their file into our layout where they can, else
+    through MLX, whose copy is gone afterwards. Where NotNative is raised, nothing was read.
     """
-    stage = loaded.stage
+    stage = opened.stage
     if HERE.missing:
         raise NotNative(f"a processor without {HERE.missing}")
     recognise.check(stage)
+    expand.check(stage.model)
+    if kv_bits is not None and recognise.head_width(stage) % GROUP:
+        raise NotNative(f"{kv_bits}-bit caches of heads of {recognise.head_width(stage)}")
     if not is_compiled():
         progress("compile kernels", 0, 1)
     threads = default_threads()
-    decoder = recognise.decoder(stage, lambda done, total: progress("pack", done, total), threads)
+    try:
+        opened.read(but=on_disk.attach(opened))
+        decoder = recognise.decoder(stage, lambda done, total: progress("pack", done, total), threads)
+    finally:
+        on_disk.detach(opened)
+    if kv_bits is not None:
+        decoder = replace(decoder, kv_bits=kv_bits)
     _give_back()
     wire = WIRE_DTYPES[wire_dtype] if wire_dtype else None
     compute = NativeCompute(stage, decoder, Prefixes(0), vocabulary=vocabulary, wire=wire, threads=threads)
-    held = compute.request(2 * TRIAL_TOKENS + 1)
-    for n in (TRIAL_TOKENS, 1):
-        _try(compute, Row(1, held.position, n), held)
+    held = compute.request(TRIAL_TOKENS + 1)
+    progress("warm-up", 0, 1)
+    _try(compute, Row(1, 0, 1), held)
     began_s = time.monotonic()
     _try(compute, Row(1, held.position, TRIAL_TOKENS), held)
     a_token_s = (time.monotonic() - began_s) / TRIAL_TOKENS
     chunk = max(1, min(MAX_CHUNK, int(TARGET_S / max(a_token_s, 1e-9))))
     return compute, chunk, chunk * a_token_s
+
+
+def ahead() -> None:
+    """All that can be done before there is a stage."""
+    ready()
 
 
 def _give_back() -> None:
@@ -73,4 +95,5 @@ def _try(compute: NativeCompute, row: Row, held: Request) -> None:
     if compute.stage.sends is not None:
         compute.run([(held, row)], tokens, tensor)
     else:
-        compute.logits([(held, row)], tokens, tensor)
+        # As a request does, greedily: what chooses the token is compiled with the rest.
+        compute.run_last([(held, row)], tokens, tensor, [True])

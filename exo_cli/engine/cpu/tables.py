@@ -33,11 +33,25 @@ SINKS: Final = 4
 """The address of a float32 a head, or 0."""
 WINDOW: Final = 5
 """How many positions a row looks back over, itself included; 0: all."""
+EXPERTS: Final = 6
+"""How many there are; 0: one gated MLP."""
+TOP: Final = 7
+"""So many experts compute a row."""
 QKV: Final = 8
 OUT: Final = QKV + MATRIX
 GATE_UP: Final = OUT + MATRIX
+"""With experts, the first one's: all are of one form."""
 DOWN: Final = GATE_UP + MATRIX
-LAYER: Final = DOWN + MATRIX
+ROUTER: Final = DOWN + MATRIX
+GATE_UPS: Final = ROUTER + MATRIX
+"""The address of a matrix's record an expert."""
+DOWNS: Final = GATE_UPS + 1
+SHARES: Final = DOWNS + 1
+"""0: what a row's experts weigh is 1 in all; 1: as it is among all experts."""
+GATING: Final = SHARES + 1
+LAYER: Final = GATING + 1
+SILU, CLAMPED = 0, 1
+"""Which function gates: `rows.gate` or `rows.clamped_gate`."""
 
 # A stage.
 WIDTH: Final = 0
@@ -54,6 +68,10 @@ FLOATS: Final = 9
 NORM_FINAL: Final = 10
 ATTEND: Final = 11
 """The address of the attention's kernel."""
+KV_BITS: Final = 12
+"""Of a number of a key or a value: 16, or 8 with scales beside them."""
+MIXTURE: Final = 13
+"""The address of the kernel for a layer's experts, where there are any."""
 EMBEDDING: Final = 16
 HEAD: Final = EMBEDDING + MATRIX
 STAGE: Final = HEAD + MATRIX
@@ -70,7 +88,8 @@ PART_COUNT: Final = 1
 PART_POSITION: Final = 2
 PART_CACHE: Final = 3
 PART_LAYER_BYTES: Final = 4
-PART_CAPACITY: Final = 5
+PART_HEAD_BYTES: Final = 5
+"""From one head's keys, or values, to the next one's."""
 PART: Final = 8
 
 # A step.
@@ -86,6 +105,7 @@ QKV_ROWS: Final = 7
 QKV_STRIDE: Final = 8
 ATTENDED: Final = 9
 HIDDEN_ROWS: Final = 10
+"""What goes into `down`; with experts, as ITEMS lie."""
 SCRATCH: Final = 11
 SCRATCH_BYTES: Final = 12
 """A thread's own."""
@@ -100,8 +120,14 @@ BARRIER: Final = 19
 """Where the threads meet: two cache lines."""
 COUNTERS: Final = 20
 """Zeros before a step, a cache line each: PHASES a layer, then one for every FEW rows that want logits."""
+ROUTED: Final = 21
+"""What the router says of a single row."""
+CHOSEN: Final = 22
+"""By row, its experts: a number and what it weighs, 16 bytes each."""
+ITEMS: Final = 23
+"""Packed rows, one for each of its experts, expert after expert."""
 STEP: Final = 24
-PHASES: Final = 4
+PHASES: Final = 5
 
 # A thread's scratch: a table for attention, outputs of a few rows, a row of floats, packed rows, scores.
 TABLE_ROWS: Final = 1024

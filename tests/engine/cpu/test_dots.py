@@ -14,10 +14,11 @@ from exo_cli.engine.cpu import expand
 from exo_cli.engine.cpu.emit import BYTES, I32, VI, Emitter, Value, native
 from exo_cli.engine.cpu.features import Dot
 from exo_cli.engine.cpu.jit import HERE, inner
-from exo_cli.engine.cpu.layout import Matrix, tiled
+from exo_cli.engine.cpu.layout import Matrix
 from tests.support.kernels import meant, multiplied, packed, row_of
 
-FORMATS = [(4, 32), (4, 64), (4, 128), (8, 32), (8, 64), (0, 0)]
+MXFP4 = (4, 0)
+FORMATS = [(4, 32), (4, 64), (4, 128), (8, 32), (8, 64), MXFP4, (0, 0)]
 
 
 def matrix(
@@ -25,8 +26,11 @@ def matrix(
 ) -> Matrix:
     linear = nn.Linear(inputs, outputs, bias=False)
     linear.weight = mx.random.normal((outputs, inputs), key=mx.random.key(seed)).astype(dtype)
-    made = linear.to_quantized(group_size=group, bits=bits) if bits else linear
-    return tiled([expand.matrix_of(made)])
+    if (bits, group) == MXFP4:
+        made = linear.to_quantized(group_size=32, bits=4, mode="mxfp4")
+    else:
+        made = linear.to_quantized(group_size=group, bits=bits) if bits else linear
+    return expand.joined([expand.matrix_of(made)])
 
 
 def whole(made: Matrix) -> NDArray[np.float64]:
@@ -86,6 +90,40 @@ def test_a_row_is_the_same_alone_and_among_others(
     assert multiplied(records, made).tobytes() == multiplied(records, made, at_once=at_once).tobytes()
 
 
+def _meaning(dot: Dot) -> Callable[[int, int], None]:
+    def write(e: Emitter, codes: Value, out: Value) -> None:
+        own = Emitter(e.b, dot)
+        own.store(own.e2m1(own.load(BYTES, codes)), out, 1)
+
+    operation = native(write)
+
+    @inner
+    def mean(codes: int, out: int) -> None:
+        operation((codes, out))
+
+    found: Callable[[int, int], None] = mean
+    return found
+
+
+NEEDS = {"vnni512": "avx512vnni", "vnni256": "avxvnni", "avx2": "avx2", "generic": ""}
+
+
+def skip_without(dot: Dot) -> None:
+    needs = NEEDS[dot]
+    if needs and needs not in HERE.flags:
+        pytest.skip(f"this processor has no {needs}")
+
+
+@pytest.mark.parametrize("dot", NEEDS)
+def test_every_processor_reads_the_same_numbers_of_four_bits(dot: Dot) -> None:
+    skip_without(dot)
+    codes, out = np.arange(64, dtype=np.uint8) % 16, np.zeros(64, np.uint8)
+    _meaning(dot)(codes.ctypes.data, out.ctypes.data)
+    right = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    assert np.array_equal(out[:16] / 2 - 6, [*right, *-right])
+    assert np.array_equal(out.reshape(4, 16), np.tile(out[:16], (4, 1)))
+
+
 def _adding(dot: Dot, small: bool) -> Callable[[int, int, int], None]:
     def write(e: Emitter, weights: Value, numbers: Value, sums: Value) -> None:
         own = Emitter(e.b, dot)
@@ -104,18 +142,16 @@ def _adding(dot: Dot, small: bool) -> Callable[[int, int, int], None]:
 
 
 @pytest.mark.parametrize("small", [True, False])
-@pytest.mark.parametrize("dot", ["vnni512", "vnni256", "avx2", "generic"])
+@pytest.mark.parametrize("dot", NEEDS)
 def test_every_processor_adds_the_same_products(dot: Dot, small: bool) -> None:
-    needs = {"vnni512": "avx512vnni", "vnni256": "avxvnni", "avx2": "avx2", "generic": ""}[dot]
-    if needs and needs not in HERE.flags:
-        pytest.skip(f"this processor has no {needs}")
+    skip_without(dot)
     add = _adding(dot, small)
     chance = np.random.default_rng(3)
     for extreme in (False, True):
-        weights = chance.integers(0, 16 if small else 256, 64).astype(np.uint8)
+        weights = chance.integers(0, 129 if small else 256, 64).astype(np.uint8)
         numbers = chance.integers(-127, 128, 4).astype(np.int8)
         if extreme:
-            weights[:] = 15 if small else 255
+            weights[:] = 128 if small else 255
             numbers[:] = (-127, -127, -127, -128)
         sums = chance.integers(-(1 << 20), 1 << 20, 16).astype(np.int32)
         right = sums + (weights.reshape(16, 4).astype(np.int32) * numbers.astype(np.int32)).sum(axis=1)

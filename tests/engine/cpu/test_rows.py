@@ -22,6 +22,11 @@ def _gate(x: int, y: int, out: int) -> None:
 
 
 @inner
+def _clamped(x: int, y: int, out: int) -> None:
+    lanes.store(out, rows.clamped_gate(lanes.load(x), lanes.load(y)))
+
+
+@inner
 def _norm(x: int, weight: int, width: int, eps: float, out: int) -> None:
     rows.norm(x, weight, width, np.float32(eps), out)
 
@@ -57,6 +62,17 @@ def test_the_gate(seed: int, spread: float) -> None:
     _gate(x.ctypes.data, y.ctypes.data, out.ctypes.data)
     right = x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64))) * y
     assert (np.abs(out - right) <= 3e-6 * np.abs(right) + 1e-30).all()
+
+
+@given(seed=st.integers(0, 99), spread=st.floats(-2, 4))
+def test_the_clamped_gate(seed: int, spread: float) -> None:
+    by = np.float32(np.exp(spread))
+    x, y, out = normal(seed, 16) * by, normal(seed + 1, 16) * by, np.zeros(16, np.float32)
+    _clamped(x.ctypes.data, y.ctypes.data, out.ctypes.data)
+    a, b = np.minimum(x.astype(np.float64), 7), np.clip(y.astype(np.float64), -7, 7)
+    right = (b + 1) * a / (1 + np.exp(-1.702 * a))
+    # What is added to 1 may leave little: the sum is rounded as a number near 1 is.
+    assert (np.abs(out - right) <= 3e-6 * np.abs(right) + 2e-7 * np.abs(a) + 1e-30).all()
 
 
 @given(seed=st.integers(0, 99), width=st.integers(1, 20).map(lambda n: 16 * n))

@@ -1,29 +1,42 @@
 """A request's keys and values: room, growth and cutting."""
 
 import numpy as np
+import pytest
 
 from exo_cli.engine import caches
 from exo_cli.engine.caches import Held, Prefixes
-from exo_cli.engine.cpu.slots import Slot, room_for
+from exo_cli.engine.cpu.slots import STEP, Slot, position_bytes, room_for
 
 
-def test_room_comes_in_whole_blocks() -> None:
-    assert [room_for(n) for n in (0, 1, 32, 33)] == [32, 32, 32, 64]
+def test_room_comes_in_steps_as_it_is_promised() -> None:
+    assert STEP == caches.STEP
+    assert [room_for(n) for n in (0, 1, 256, 257)] == [256, 256, 256, 512]
 
 
-def test_growing_keeps_what_is_held() -> None:
-    slot = Slot(layers=2, kv_heads=3, width=16, positions=40)
-    assert slot.capacity == 64
-    assert slot.layer_bytes * 2 == slot.nbytes == 2 * 2 * 3 * 64 * 16 * 2
-    slot.offset = 40
-    slot.numbers[:] = np.arange(slot.numbers.size, dtype=np.float32).reshape(slot.numbers.shape) % 1000
+def test_what_a_position_takes() -> None:
+    """A byte a number, and four for every 32 of them."""
+    assert [position_bytes(64, bits) for bits in (16, 8)] == [128, 72]
+    assert position_bytes(96, 8) == 108
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_growing_keeps_what_is_held(bits: int) -> None:
+    slot = Slot(layers=2, kv_heads=3, width=32, positions=200, bits=bits)
+    a_position = position_bytes(32, bits)
+    assert slot.capacity == 256
+    assert slot.head_bytes == 256 * a_position
+    assert slot.layer_bytes * 2 == slot.nbytes == 2 * 2 * 3 * slot.head_bytes
+    slot.offset = 200
+    slot.numbers[:] = 1 + np.arange(slot.nbytes).reshape(slot.numbers.shape) % 255
     before = slot.numbers.copy()
-    slot.reserve(64)
-    assert slot.capacity == 64
-    slot.reserve(65)
-    assert slot.capacity == 96
-    assert np.array_equal(slot.numbers[..., : 64 * 16], before)
-    assert not slot.numbers[..., 64 * 16 :].any()
+    slot.reserve(256)
+    assert slot.capacity == 256
+    slot.reserve(257)
+    assert slot.capacity == 512
+    # 200 positions lie in seven blocks of 32.
+    kept = 224 * a_position
+    assert np.array_equal(slot.numbers[..., :kept], before[..., :kept])
+    assert not slot.numbers[..., kept:].any()
 
 
 def test_a_slot_is_cut_and_kept_like_any_cache() -> None:
