@@ -31,10 +31,10 @@ endif
 	@touch $(READY)
 
 # Two nodes on this machine, with a state directory of their own, and the embedded model over both;
-# nothing is left behind.
+# nothing is left behind but compiled kernels, in the virtual environment.
 demo: $(READY)
 	@set -e; dir=$$(mktemp -d); PATH="$(CURDIR)/$(BIN):$$PATH"; \
-	export PATH XDG_STATE_HOME="$$dir/state" XDG_CONFIG_HOME="$$dir/config" XDG_CACHE_HOME="$$dir/cache"; \
+	export PATH XDG_STATE_HOME="$$dir/state" XDG_CONFIG_HOME="$$dir/config" XDG_CACHE_HOME="$(CURDIR)/$(VENV)/demo-cache"; \
 	exo serve-shard --name left & left=$$!; \
 	exo serve-shard --name right & right=$$!; \
 	trap 'kill $$left $$right 2>/dev/null || true; wait; rm -rf "$$dir"' EXIT; \

@@ -1,13 +1,13 @@
 """Forecast against measurement: chains of one, two and three stages, one request and eight, on shaped links.
 
 Nodes are processes in network namespaces on one host (root, Linux), each with one thread on a core of its
-own, or on all cores where there are fewer than nodes. `tbf` shapes what leaves each of them, to another rate
-in every other round. A round times the engine's rates, measures the links, forecasts, and runs every chain
-with `exo bench`. Rates are the least of their rounds, and so the best repeat but one stands for a chain;
-what is compared is the ratio to the chain of one stage of the same round. `--add` runs one round and adds
-it to those in the result, as long as the conditions are the same: for machines that are quiet for a minute
-at a time. Exit code 80: the promises of 10 % in the median and 15 % at worst, or the order, or that the
-chosen plan is as quick as the best, do not hold.
+own, or on all cores where there are fewer than nodes. What leaves each of them is shaped by `tbf` in some
+rounds; in others a switch delays it (shapes.py). A round times the engine's rates, measures the links,
+forecasts, and runs every chain with `exo bench`. Rates are the least of their rounds, and so the best repeat
+but one stands for a chain; what is compared is the ratio to the chain of one stage of the same round.
+`--add` runs one round and adds it to those in the result, as long as the conditions are the same: for
+machines that are quiet for a minute at a time. Exit code 80: the promises of 10 % in the median and 15 % at
+worst, or the order, or that the chosen plan is as quick as the best, do not hold.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.machine import machine
+from benchmarks.shapes import SHAPES, shape_of, shaped
 from exo_cli.config import cache_dir
 from exo_cli.models.random_model import random_model
 from exo_cli.planning.cluster import cluster_of
@@ -36,11 +37,10 @@ from exo_cli.planning.work import Work, work_of
 from exo_cli.schemas.plan import ModelRef, Plan
 from exo_cli.schemas.topology import Rate, Topology
 from exo_cli.shard.cores import THREAD_VARIABLES, cores_text, pin
-from tests.support.lab import Host, Lab, run
+from tests.support.lab import Host, Lab
 
 HERE: Final = Path(__file__).parent
 RESULT: Final = HERE / "results" / "forecast.json"
-RATES: Final = ("20mbit", "50mbit")
 NUMERICS: Final = "fast"
 LAYERS: Final = 6
 BOUNDS: Final = ((0, 6), (0, 3, 6), (0, 2, 4, 6))
@@ -51,7 +51,7 @@ STREAMS: Final = (1, 8)
 class Size:
     """How much is run; tokens of a prompt and of an answer."""
 
-    rounds: int = 3
+    rounds: int = len(SHAPES)
     prompt: int = 16
     new: int = 40
     repeats: int = 4
@@ -134,20 +134,21 @@ def _quiet(intervals: list[dict[str, Any]]) -> float:
     return float(sorted(values)[-2])
 
 
-def link(number: int) -> str:
-    return RATES[number % len(RATES)]
+def told(topology: Topology) -> dict[str, Any]:
+    """What the planner hears of the links, in the middle of them."""
+    links = [link for link in topology.links if link.error is None]
+    rtts = [link.rtt_us_p50 for link in links if link.rtt_us_p50 is not None]
+    speeds = [link.bytes_per_s for link in links if link.bytes_per_s is not None]
+    return {
+        "rtt_ms": round(statistics.median(rtts) / 1000, 3),
+        "mbit_per_s": round(statistics.median(speeds) * 8e-6, 1),
+    }
 
 
 def a_round(host: Host, config: Path, number: int, size: Size) -> list[dict[str, Any]]:
     """Rates, links, forecasts and runs."""
     found = rates()
-    for each in host.lab.hosts.values():
-        # A burst of one packet: else a token's payload would pass as if there were no limit.
-        run(
-            *("tc", "-n", each.namespace, "qdisc", "replace", "dev", "eth0", "root"),
-            *("tbf", "rate", link(number), "burst", "1600", "latency", "200ms"),
-        )
-    raw = host.topology("--wait", "nodes=3", "--timeout", "60s")
+    raw = host.topology("--wait", "nodes=3", "--timeout", "60s", "--measure", "always")
     topology = msgspec.convert(raw, type=Topology)
     numerics = ("exact", NUMERICS)
     nodes = tuple(msgspec.structs.replace(node, rates=found, numerics=numerics) for node in topology.nodes)
@@ -155,6 +156,8 @@ def a_round(host: Host, config: Path, number: int, size: Size) -> list[dict[str,
     random = random_model(config, bits=4)
     work, model = work_of(random.settings), ModelRef(name=random.name, revision=None, digest=random.digest)
     rows = []
+    about = {"round": number, "commit": machine()["commit"], "link": shape_of(number).name}
+    about |= told(topology)
     # Each round begins with another chain, so that none is always the first.
     for bounds in (*BOUNDS[number % len(BOUNDS) :], *BOUNDS[: number % len(BOUNDS)]):
         plans = {streams: planned(work, topology, bounds, streams, model, size) for streams in STREAMS}
@@ -162,7 +165,7 @@ def a_round(host: Host, config: Path, number: int, size: Size) -> list[dict[str,
         for streams, plan in plans.items():
             assert plan.forecast is not None
             forecast = plan.forecast.total_tokens_per_s
-            row = {"round": number, "link": link(number), "stages": len(bounds) - 1, "streams": streams}
+            row = about | {"stages": len(bounds) - 1, "streams": streams}
             rows.append(row | {"forecast": round(forecast, 3), "measured": round(got[streams], 3)})
             print(f"{row}: forecast {forecast:.2f} tok/s, measured {got[streams]:.2f}", flush=True)
     return rows
@@ -234,7 +237,11 @@ def run_rounds(numbers: range, size: Size) -> list[dict[str, Any]]:
                 pinned = ("--cores", cores_text(cores(at)), "--threads", "1", "--memory", "1500MB")
                 _share_kernels(host)
                 host.serve(*pinned)
-            return [row for number in numbers for row in a_round(hosts[0], config, number, size)]
+            rows: list[dict[str, Any]] = []
+            for number in numbers:
+                with shaped(lab, switch, shape_of(number)):
+                    rows += a_round(hosts[0], config, number, size)
+            return rows
         finally:
             lab.close()
 
@@ -246,9 +253,9 @@ def main() -> int:
     asked = parser.parse_args()
     size = QUICK if asked.quick else Size()
     conditions = (
-        f"namespaces on one host, tbf {' and '.join(RATES)}, no added delay, a thread a node on"
+        f"namespaces on one host; by round: {', '.join(map(str, SHAPES))}; a thread a node on"
         f" {len(os.sched_getaffinity(0))} cores, {NUMERICS}, random 4-bit weights, {LAYERS} layers"
-        f" {CONFIG['hidden_size']} wide"
+        f" {CONFIG['hidden_size']} wide, {size.prompt} tokens in and {size.new} out, {size.repeats} repeats"
     )
     rows: list[dict[str, Any]] = []
     if asked.add and RESULT.exists():

@@ -23,6 +23,7 @@ from exo_cli.commands.session import Session, verb
 
 if TYPE_CHECKING:
     from exo_cli.cluster.service import Diagnose
+    from exo_cli.shard.ahead import Ahead
     from exo_cli.trust.keyring import KeyringSource
 
 
@@ -161,64 +162,69 @@ def serve_shard(
     second signal, does not wait.
     """
     import asyncio
-    from dataclasses import replace
 
-    from exo_cli import config
-    from exo_cli.cluster.interfaces import Choice, check_choice
-    from exo_cli.cluster.node import NodeOptions
     from exo_cli.cluster.pairs import is_unix
-    from exo_cli.drive.plans import of_this_machine, read_plan
-    from exo_cli.fetch.stores import Stores
-    from exo_cli.schemas.events import ReadyLine, StoppedLine, line
     from exo_cli.shard.cores import parse_cores
-    from exo_cli.shard.server import ShardOptions, serve
-    from exo_cli.trust.keyring import KeyringSource
 
-    output = session.output
-    choice = Choice(tuple(interface or ()), tuple(no_interface or ()))
-    check_choice(choice)
-    options = NodeOptions(
-        role="shard",
-        nodes_dir=config.nodes_dir(),
-        topology=session.topology,
-        name=name,
-        listen=listen,
-        choice=choice,
-        peers=peers(peer),
-    )
-    shard = ShardOptions(
-        weights_dir=config.cache_dir() / "weights",
-        memory_bytes=None if memory is None else size_bytes(memory, "--memory"),
-        data_ports=port_range(data_ports, "--data-ports", least=2),
-        threads=threads,
-        cores=frozenset() if cores is None else parse_cores(cores, "--cores"),
-        keep_alive_s=None if keep_alive is None else seconds_or_forever(keep_alive, "--keep-alive"),
-        measures=not no_measure,
-        numerics=numerics,
-        # A driver's own node is told what to load; a plan in the settings is for the others.
-        plan=None if plan is None or is_unix(listen or "") else read_plan(plan),
-    )
-    if print_unit is not None:
-        output.write(_unit(print_unit, context))
-        return 0
-    if shard.plan is not None:
-        shard = replace(shard, plan=of_this_machine(shard.plan, Stores(shard.weights_dir)))
-    source = KeyringSource(insecure)
-    if insecure:
-        output.warning(INSECURE_WARNING)
-    shard = replace(shard, diagnose=_doctor(os.environ.get("EXO_DIAGNOSE_FROM"), source))
+    is_private = is_unix(listen or "")
+    its_cores = frozenset() if cores is None else parse_cores(cores, "--cores")
 
-    def ready(event: ReadyLine) -> None:
-        if output.json:
-            output.line(line(event))
-        ring = source.current()
-        whom = "this machine only; exo key new and a restart open it to others"
-        if ring.kind != "local":
-            whom = f"cluster {ring.primary.fingerprint}"
-        output.note(f"node {event.name} listens on {event.endpoint} ({whom})")
+    async def node(engine: "Ahead | None") -> int:
+        from dataclasses import replace
 
-    stopped, code = asyncio.run(
-        serve(
+        from exo_cli import config
+        from exo_cli.cluster.interfaces import Choice, check_choice
+        from exo_cli.cluster.node import NodeOptions
+        from exo_cli.drive.plans import of_this_machine, read_plan
+        from exo_cli.fetch.stores import Stores
+        from exo_cli.schemas.events import ReadyLine, StoppedLine, line
+        from exo_cli.shard.server import ShardOptions, serve
+        from exo_cli.trust.keyring import KeyringSource
+
+        output = session.output
+        choice = Choice(tuple(interface or ()), tuple(no_interface or ()))
+        check_choice(choice)
+        options = NodeOptions(
+            role="shard",
+            nodes_dir=config.nodes_dir(),
+            topology=session.topology,
+            name=name,
+            listen=listen,
+            choice=choice,
+            peers=peers(peer),
+        )
+        shard = ShardOptions(
+            weights_dir=config.cache_dir() / "weights",
+            memory_bytes=None if memory is None else size_bytes(memory, "--memory"),
+            data_ports=port_range(data_ports, "--data-ports", least=2),
+            threads=threads,
+            cores=its_cores,
+            keep_alive_s=None if keep_alive is None else seconds_or_forever(keep_alive, "--keep-alive"),
+            measures=not no_measure,
+            numerics=numerics,
+            # A driver's own node is told what to load; a plan in the settings is for the others.
+            plan=None if plan is None or is_private else read_plan(plan),
+        )
+        if print_unit is not None:
+            output.write(_unit(print_unit, context))
+            return 0
+        if shard.plan is not None:
+            shard = replace(shard, plan=of_this_machine(shard.plan, Stores(shard.weights_dir)))
+        source = KeyringSource(insecure)
+        if insecure:
+            output.warning(INSECURE_WARNING)
+        shard = replace(shard, diagnose=_doctor(os.environ.get("EXO_DIAGNOSE_FROM"), source))
+
+        def ready(event: ReadyLine) -> None:
+            if output.json:
+                output.line(line(event))
+            ring = source.current()
+            whom = "this machine only; exo key new and a restart open it to others"
+            if ring.kind != "local":
+                whom = f"cluster {ring.primary.fingerprint}"
+            output.note(f"node {event.name} listens on {event.endpoint} ({whom})")
+
+        stopped, code = await serve(
             options,
             shard,
             source,
@@ -226,12 +232,21 @@ def serve_shard(
             ready_file=ready_file,
             warn=output.warning,
             note=output.note,
+            ahead=engine,
         )
-    )
-    if output.json:
-        output.line(line(StoppedLine(reason=stopped.name)))
-    output.note(f"stopped by {stopped.name}")
-    return code
+        if output.json:
+            output.line(line(StoppedLine(reason=stopped.name)))
+        output.note(f"stopped by {stopped.name}")
+        return code
+
+    async def private() -> int:
+        # Somebody has started us for a stage: its engine starts beside us, before we import the rest.
+        from exo_cli.shard.ahead import ahead, alone
+
+        async with ahead(alone(threads, its_cores)) as engine:
+            return await node(engine)
+
+    return asyncio.run(private() if is_private and print_unit is None else node(None))
 
 
 def _doctor(trial: str | None, source: "KeyringSource") -> "Diagnose":

@@ -2,8 +2,9 @@
 
 Run as `python -m exo_cli.engine.rates [--numerics fast]`. Random weights in the engine's own loader, a model
 of few layers and one of more; what the further layers cost is the figure, and the rest is what a step costs
-whatever is in it. The least of several rounds stands for a machine with nothing else to do. Knows nothing of
-nodes.
+whatever is in it. The weights are what most checkpoints have beside packed integers, bfloat16, which engines
+may keep as it is. The least of several rounds tells layers from the rest, and both are as much slower as the
+middle round is than that. Knows nothing of nodes.
 """
 
 import json
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any, Final, Literal
 
 import mlx.core as mx
@@ -64,8 +66,9 @@ class Trial:
 
     @property
     def layer_bytes(self) -> int:
-        """Of one layer, as plans count them."""
-        infos = self._model.directory().tensors.values()
+        """Of one layer, as plans count them: what lies there in 16 bits counts as float32."""
+        widened = {**self._model.settings, "torch_dtype": "float32"}
+        infos = RandomModel("trial", json.dumps(widened).encode(), 0).directory().tensors.values()
         return sum(info.nbytes for info in infos if ".layers.0." in info.name)
 
     @property
@@ -118,7 +121,7 @@ def _config(bits: int, width: int, layers: int) -> dict[str, Any]:
         "rope_theta": 500_000.0,
         "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
-        "torch_dtype": "float32",
+        "torch_dtype": "bfloat16",
     }
     return config if bits == 32 else {**config, "quantization": {"group_size": 64, "bits": bits}}
 
@@ -157,7 +160,8 @@ def _further(shallow: Callable[[], float], deep: Callable[[], float]) -> tuple[f
     share = many / DEPTHS[1]
     further = (many - few) / (DEPTHS[1] - DEPTHS[0])
     a_layer = further if 0 < further < share else share
-    return a_layer, max(0.0, many - DEPTHS[1] * a_layer)
+    usual = median(each for _, each in took) / many
+    return a_layer * usual, max(0.0, many - DEPTHS[1] * a_layer) * usual
 
 
 def report(numerics: Numerics) -> Iterator[dict[str, Any]]:

@@ -67,7 +67,8 @@ def _no_answer(sought: Sought, endpoint: str, error: BaseException) -> Unavailab
     said = str(error).split("\n")[0][:200] or type(error).__name__
     return Unavailable(
         f"{endpoint} does not answer about {sought.repository}: {said}",
-        hint="Is this machine on the internet? What is here already runs without; what came is kept.",
+        hint="Is this machine on the internet? exo fetch --offline asks the other nodes alone; "
+        "what came is kept.",
     )
 
 

@@ -4,14 +4,14 @@ The parent's alone: no engine knows of the others. Knows nothing of gRPC or of w
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from exo_cli.errors import TryAgain
 from exo_cli.schemas.topology import LoadedStage
-from exo_cli.shard.engine import Engine, Surroundings, spawn
+from exo_cli.shard.ahead import Ahead
+from exo_cli.shard.engine import Engine, Surroundings
 from exo_cli.shard.messages import Progress, Ready, Start
 
 DEFAULT_KEEP_ALIVE_S = 600.0
@@ -140,11 +140,12 @@ class Lease:
 class Engines:
     """All of a node's engines."""
 
-    def __init__(self, limit_bytes: Callable[[], int]) -> None:
+    def __init__(self, limit_bytes: Callable[[], int], ahead: Ahead | None = None) -> None:
         self._limit_bytes = limit_bytes
         self._capacity_bytes = 0
         self._leases: dict[str, Lease] = {}
-        self._spare: tuple[Surroundings, asyncio.subprocess.Process] | None = None
+        self._ahead = ahead
+        """What the first engine may have, if it was started by now."""
         self.surroundings: Callable[[], Surroundings] = Surroundings
         """Those of the engine that is started next."""
         self.on_change: Callable[[], None] = lambda: None
@@ -186,28 +187,13 @@ class Engines:
                 raise NodeFull(needed, self.free_bytes, [lease.name for lease in self.leases])
             await self.unload(idle[0])
 
-    async def prepare(self, surroundings: Surroundings) -> None:
-        """Start a process for the next engine, so that what it imports is there by then."""
-        self._spare = surroundings, await spawn(surroundings, ahead=True)
-
-    async def _take(self, surroundings: Surroundings) -> asyncio.subprocess.Process | None:
-        """The process that was started ahead, if it has what the engine shall have."""
-        if self._spare is None:
-            return None
-        (its, process), self._spare = self._spare, None
-        if its.environment == surroundings.environment and process.returncode is None:
-            return process
-        await _end(process)
-        return None
-
     async def load(
         self, start: Start, *, model: str, digest: str, keep_alive_s: float, pinned: bool = False
     ) -> AsyncGenerator[Progress | Ready, None]:
         """Start an engine; its progress, then its figures. What fails leaves nothing behind."""
         surroundings = self.surroundings()
-        engine = Engine(
-            start, surroundings=surroundings, process=await self._take(surroundings), on_end=self._ended
-        )
+        process = None if self._ahead is None else await self._ahead.take(surroundings)
+        engine = Engine(start, surroundings=surroundings, process=process, on_end=self._ended)
         lease = Lease(model, digest, engine, keep_alive_s, start.memory_bytes, pinned)
         self._leases[start.stage_id] = lease
         self.on_change()
@@ -249,18 +235,8 @@ class Engines:
             await asyncio.sleep(LOOK_S)
 
     async def close(self) -> None:
-        if self._spare is not None:
-            (_, process), self._spare = self._spare, None
-            await _end(process)
         for lease in self.leases:
             await self.unload(lease)
 
     def _ended(self, _: Engine) -> None:
         self.on_change()
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a process that waits for its first line."""
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()

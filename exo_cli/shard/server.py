@@ -17,13 +17,14 @@ from exo_cli.cluster.membership import Change
 from exo_cli.cluster.node import NodeHost, NodeOptions
 from exo_cli.cluster.pairs import is_unix
 from exo_cli.cluster.service import Diagnose
-from exo_cli.errors import Exit, SystemFailure
+from exo_cli.errors import Exit
 from exo_cli.fetch.locate import Locator
 from exo_cli.fetch.stores import Stores
 from exo_cli.schemas.events import ReadyLine
 from exo_cli.schemas.plan import Plan
 from exo_cli.schemas.topology import Memory
 from exo_cli.shard.abilities import learn
+from exo_cli.shard.ahead import Ahead
 from exo_cli.shard.cores import thread_environment, usable_cores
 from exo_cli.shard.engine import Surroundings
 from exo_cli.shard.engines import Engines
@@ -69,9 +70,10 @@ async def serve(
     ready_file: Path | None,
     warn: Callable[[str], None],
     note: Callable[[str], None] = lambda text: None,
+    ahead: Ahead | None = None,
 ) -> tuple[signal.Signals, Exit]:
-    """Run the node; returns the signal that ended it and the exit code."""
-    running = _Running(options, shard, source, warn, note)
+    """Run the node; returns the signal that ended it and the exit code. The first engine may have `ahead`."""
+    running = _Running(options, shard, source, warn, note, ahead)
 
     def ready(line: ReadyLine) -> None:
         on_ready(line)
@@ -79,10 +81,6 @@ async def serve(
 
     expiring = asyncio.create_task(_expire(running.engines))
     try:
-        if options.listen is not None and is_unix(options.listen):
-            # Somebody has started us for a stage: its engine starts beside us.
-            with contextlib.suppress(SystemFailure):
-                await running.engines.prepare(_alone(shard))
         return await run_node(
             running.host,
             source,
@@ -109,6 +107,7 @@ class _Running:
         source: KeyringSource,
         warn: Callable[[str], None],
         note: Callable[[str], None],
+        ahead: Ahead | None,
     ) -> None:
         self._shard = shard
         self._source = source
@@ -117,7 +116,7 @@ class _Running:
         self._stores = Stores(shard.weights_dir)
         self._standing: Standing | None = None
         self._learning: list[asyncio.Task[None]] = []
-        self.engines = Engines(lambda: shard.memory_bytes or _free_bytes(self.host))
+        self.engines = Engines(lambda: shard.memory_bytes or _free_bytes(self.host), ahead)
         self.host = NodeHost(options, source, on_change=self._changed, make_service=self._service)
 
     async def prepare(self) -> None:
@@ -202,12 +201,6 @@ class _Running:
                 note=self._note,
             )
         return made
-
-
-def _alone(shard: ShardOptions) -> Surroundings:
-    """For an engine that has this machine to itself."""
-    cores = len(shard.cores or usable_cores())
-    return Surroundings(thread_environment(shard.threads, cores, 1, os.environ), shard.cores)
 
 
 def _surroundings(shard: ShardOptions, engines: Engines, node: NodeHost) -> Surroundings:

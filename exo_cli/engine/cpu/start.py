@@ -17,9 +17,10 @@ from exo_cli.engine.cpu import expand, recognise
 from exo_cli.engine.cpu.compute import NativeCompute
 from exo_cli.engine.cpu.expand import NotNative
 from exo_cli.engine.cpu.jit import HERE, is_compiled, ready
+from exo_cli.engine.cpu.large_pages import PIECES
 from exo_cli.engine.cpu.pack8 import GROUP
 from exo_cli.engine.cpu.pool import default_threads
-from exo_cli.engine.loading import Opened
+from exo_cli.engine.loading import FILES, Opened
 from exo_cli.engine.pace import TARGET_S
 from exo_cli.engine.scheduler import Row
 from exo_cli.engine.tensors import WIRE_DTYPES
@@ -42,20 +43,22 @@ def native(
     through MLX, whose copy is gone afterwards. Where NotNative is raised, nothing was read.
     """
     stage = opened.stage
-    if HERE.missing:
-        raise NotNative(f"a processor without {HERE.missing}")
-    recognise.check(stage)
-    expand.check(stage.model)
-    if kv_bits is not None and recognise.head_width(stage) % GROUP:
-        raise NotNative(f"{kv_bits}-bit caches of heads of {recognise.head_width(stage)}")
-    if not is_compiled():
-        progress("compile kernels", 0, 1)
     threads = default_threads()
     try:
-        opened.read(but=on_disk.attach(opened))
+        if HERE.missing:
+            raise NotNative(f"a processor without {HERE.missing}")
+        recognise.check(stage)
+        expand.check(stage.model)
+        if kv_bits is not None and recognise.head_width(stage) % GROUP:
+            raise NotNative(f"{kv_bits}-bit caches of heads of {recognise.head_width(stage)}")
+        if not is_compiled():
+            progress("compile kernels", 0, 1)
+        doing = "read" if opened.skeleton.origin is FILES else "make"
+        opened.read(lambda done, total: progress(doing, done, total), but=on_disk.attach(opened))
         decoder = recognise.decoder(stage, lambda done, total: progress("pack", done, total), threads)
     finally:
         on_disk.detach(opened)
+        PIECES.settle()
     if kv_bits is not None:
         decoder = replace(decoder, kv_bits=kv_bits)
     _give_back()

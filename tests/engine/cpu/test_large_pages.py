@@ -87,3 +87,55 @@ def test_matrices_share_large_pages() -> None:
     # But where a piece ended.
     assert gaps.count(whole) >= len(gaps) - 1
     assert {len(each) for each in matrices} == {size}
+
+
+def _resident_of(found: np.ndarray) -> int:
+    """How much of the memory from there on to the end of its mapping is in use."""
+    with open("/proc/self/smaps") as lines:
+        inside, resident = False, 0
+        for line in lines:
+            words = line.split()
+            if "-" in words[0] and not words[0].endswith(":"):
+                low, high = (int(end, 16) for end in words[0].split("-"))
+                inside = low <= address(found) < high
+            elif inside and words[0] == "Rss:":
+                resident += int(words[1]) << 10
+    return resident
+
+
+def test_what_is_expected_is_there_before_it_is_taken_and_the_rest_goes_back() -> None:
+    pieces = Pieces()
+    pieces.expect(20 * LARGE_BYTES)
+    ahead: Any = pieces._ahead
+    ahead._thread.join(60)
+    first = pieces.take(3 * LARGE_BYTES)
+    if _resident_of(first) == 0:
+        pytest.skip("this system touches no pages when asked")
+    assert _resident_of(first) >= 20 * LARGE_BYTES
+    first[:] = 5
+    pieces.settle()
+    assert 3 * LARGE_BYTES <= _resident_of(first) <= 5 * LARGE_BYTES
+    second = pieces.take(8 * LARGE_BYTES)
+    assert address(second) == address(first) + 3 * LARGE_BYTES
+    assert not second.any()
+    assert (first == 5).all()
+    pieces.settle()
+
+
+def test_what_is_written_meanwhile_stays() -> None:
+    pieces = Pieces()
+    pieces.expect(32 * LARGE_BYTES)
+    taken = [pieces.take(LARGE_BYTES) for _ in range(32)]
+    for number, each in enumerate(taken, 1):
+        each[:] = number
+    pieces.settle()
+    assert [{int(each.min()), int(each.max())} for each in taken] == [{number} for number in range(1, 33)]
+
+
+def test_too_little_expected_is_no_harm() -> None:
+    pieces = Pieces()
+    pieces.expect(LARGE_BYTES)
+    first, second = pieces.take(LARGE_BYTES), pieces.take(2 * PIECE_BYTES)
+    first[:], second[:] = 1, 2
+    assert (first == 1).all()
+    assert (second == 2).all()
