@@ -3,11 +3,11 @@
 Nodes are processes in network namespaces on one host (root, Linux), each with one thread on a core of its
 own, or on all cores where there are fewer than nodes. What leaves each of them is shaped by `tbf` in some
 rounds; in others a switch delays it (shapes.py). A round times the engine's rates, measures the links,
-forecasts, and runs every chain with `exo bench`. Rates are the least of their rounds, and so the best repeat
-but one stands for a chain; what is compared is the ratio to the chain of one stage of the same round.
-`--add` runs one round and adds it to those in the result, as long as the conditions are the same: for
-machines that are quiet for a minute at a time. Exit code 80: the promises of 10 % in the median and 15 % at
-worst, or the order, or that the chosen plan is as quick as the best, do not hold.
+forecasts, and runs every chain with `exo bench`. Other work only slows a chain, so the best repeat but one
+stands for it; what is compared is the ratio to the chain of one stage of the same round. `--add` runs one
+round and adds it to those in the result, as long as the conditions are the same: for machines that are quiet
+for a minute at a time. Exit code 80: the promises of 10 % in the median and 15 % at worst, or the order, or
+that the chosen plan is as quick as the best, do not hold.
 """
 
 import argparse
