@@ -58,12 +58,14 @@ class Neighbours:
         self._pulses: dict[Pipe, asyncio.Task[None]] = {}
         """By the connection beside which they are."""
         self._ways: dict[bytes, Pipe] = {}
+        self._closed = False
 
     def begin(self, ring: Ring, listener: Listener) -> None:
         self._ring, self._listener = ring, listener
 
     def close(self) -> None:
         """Everything ends; on the thread that uses it, for a descriptor may not vanish under a reader."""
+        self._closed = True
         for task in self._going:
             task.cancel()
         self._in_ring(lambda ring: ring.end())
@@ -71,6 +73,8 @@ class Neighbours:
     # -- for the ring ----------------------------------------------------------------------------
 
     def connect(self, to: Address, role: int) -> None:
+        if self._closed:
+            return  # what still ends has words for a neighbour that nobody carries any more
         self._spawn(self._go(to, role))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

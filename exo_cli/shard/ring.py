@@ -189,6 +189,8 @@ class Ring:
 
     def _send(self, to: Address, role: int, data: bytes) -> int:
         """How much went, or waits to go."""
+        if self._ended:
+            return 0
         link = self._out.get(to)
         if link is None:
             link = self._out[to] = _Out(to)

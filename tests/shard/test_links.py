@@ -310,6 +310,21 @@ def test_a_stage_may_end_while_a_way_opens(turns: int) -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
+def test_after_the_end_no_way_is_opened() -> None:
+    async def main(one: Side, other: Side) -> None:
+        one.beside.close()
+        one.beside.connect(other.address, PREVIOUS)
+        one.beside.send(other.address, PREVIOUS, CANCEL)
+        done = threading.Event()
+        one.beside._in_ring(lambda ring: done.set())
+        assert await asyncio.to_thread(done.wait, 20)
+        await asyncio.sleep(0)
+        assert not one.beside._going
+        assert other.took.empty()
+
+    run(main)
+
+
 def test_a_way_that_opens_after_the_end_is_closed() -> None:
     async def main(one: Side, other: Side) -> None:
         pipe = await go_to(other.address, PREVIOUS, hello(), LEAF)
