@@ -19,6 +19,7 @@ from exo_cli.bench.openai_stream import AnswerReader, message
 from exo_cli.bench.sse import Events
 from exo_cli.bench.target import Arrival, Counted
 from exo_cli.errors import BadData, ExoError, InputOutput, NotAuthorised, NotFound, TryAgain, Unavailable
+from exo_cli.schemas.first_use import shared
 
 SILENCE_S: Final = 600.0
 MAX_ERROR_BYTES: Final = 16 << 10
@@ -121,7 +122,7 @@ class Server:
                 if response.status != 200:
                     return []
                 body = await response.text(MAX_MODELS_BYTES)
-            return msgspec.json.decode(body, type=_Models).data
+            return msgspec.json.decode(body, type=shared(_Models)).data
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return []
 

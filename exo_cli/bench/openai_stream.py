@@ -12,6 +12,7 @@ import msgspec
 from exo_cli.bench.target import Arrival, Counted
 from exo_cli.errors import BadData, Unavailable
 from exo_cli.models.safetensors import shown
+from exo_cli.schemas.first_use import shared
 
 DONE: Final = b"[DONE]"
 
@@ -133,7 +134,7 @@ def message(body: bytes) -> str:
     said = body.decode(errors="replace")
     for shape in (_Wrapped, _Said, str):
         try:
-            found: object = msgspec.json.decode(body, type=shape)
+            found: object = msgspec.json.decode(body, type=shared(shape))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
         inner = found.error if isinstance(found, _Wrapped) else found

@@ -17,6 +17,7 @@ import msgspec
 import psutil
 
 from exo_cli.cluster.processor import kernels_here, numerics_here
+from exo_cli.schemas.first_use import shared
 from exo_cli.schemas.topology import Memory
 
 PROBE_TIMEOUT_S = 60.0
@@ -65,7 +66,7 @@ def probe_accelerator(command: Sequence[str] = (sys.executable, "-m", "exo_cli.e
             backend="none", error=": ".join((f"MLX ended {how}", *(each[:200] for each in last)))
         )
     try:
-        return msgspec.json.decode(done.stdout, type=Accelerator)
+        return msgspec.json.decode(done.stdout, type=shared(Accelerator))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return Accelerator(backend="none", error="the engine probe printed something else than its report")
 

@@ -17,6 +17,7 @@ import msgspec
 
 from exo_cli import atomic
 from exo_cli.errors import BadData, CannotCreate, TryAgain, UsageProblem
+from exo_cli.schemas.first_use import shared
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SCHEMA = "exo.node/1"
@@ -174,7 +175,7 @@ def _held(directory: Path) -> bool:
 def _read(directory: Path) -> NodeFile | None:
     path = directory / _FILE
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=NodeFile)
+        record = msgspec.json.decode(path.read_bytes(), type=shared(NodeFile))
     except FileNotFoundError:
         return None
     except OSError as error:

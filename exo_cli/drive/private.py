@@ -23,6 +23,7 @@ from exo_cli.cluster.pairs import split_endpoint
 from exo_cli.cluster.survey import describe_at
 from exo_cli.errors import Unavailable
 from exo_cli.schemas.events import ReadyLine
+from exo_cli.schemas.first_use import shared
 from exo_cli.schemas.topology import Node
 from exo_cli.trust.keyring import KeyringSource
 
@@ -125,7 +126,7 @@ async def _described(child: asyncio.subprocess.Process, directory: Path, source:
             f"this machine's own node did not start within {START_TIMEOUT_S:g} s",
             hint="exo serve-shard shows what it does.",
         ) from None
-    ready = msgspec.json.decode((directory / "ready").read_bytes(), type=ReadyLine)
+    ready = msgspec.json.decode((directory / "ready").read_bytes(), type=shared(ReadyLine))
     return await describe_at(*split_endpoint(ready.endpoint), source)
 
 

@@ -22,6 +22,7 @@ from exo_cli.fetch.names import check_listing, is_small, is_weights
 from exo_cli.fetch.patience import Patience
 from exo_cli.fetch.seek import is_commit, is_repository
 from exo_cli.fetch.verify import file_is_content
+from exo_cli.schemas.first_use import shared
 
 LIST: Final = "exo-model.json"
 _SCHEMA: Final = "exo.model-files/1"
@@ -50,7 +51,7 @@ def read_contents(folder: Path) -> Repository:
     """What a folder says that it holds; nothing of it is believed before it was compared."""
     try:
         with open(folder / LIST, "rb") as file:
-            found = msgspec.json.decode(file.read(_MAX_LIST_BYTES), type=Contents)
+            found = msgspec.json.decode(file.read(_MAX_LIST_BYTES), type=shared(Contents))
     except FileNotFoundError as error:
         raise NotFound(
             f"there is no {LIST} in {folder}", hint="Name a folder that exo fetch --export wrote."

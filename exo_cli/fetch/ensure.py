@@ -28,6 +28,7 @@ from exo_cli.fetch.ranges import layers_in_model
 from exo_cli.fetch.seek import MAIN, Sought, is_commit, is_offline, repository_folder, seek
 from exo_cli.fetch.stores import Stores
 from exo_cli.models.directory import MAX_INDEX_BYTES, ModelDirectory
+from exo_cli.schemas.first_use import shared
 
 
 async def ensure(name: str, stores: Stores, *, on_progress: OnMoved = meter.nobody) -> Path:
@@ -123,7 +124,7 @@ def is_whole(snapshot: Path) -> bool:
     """Whether a snapshot of the hub's cache has all weights that it should; an interrupted one has not."""
     try:
         with open(snapshot / INDEX, "rb") as file:
-            index = msgspec.json.decode(file.read(MAX_INDEX_BYTES), type=_Index)
+            index = msgspec.json.decode(file.read(MAX_INDEX_BYTES), type=shared(_Index))
     except FileNotFoundError:
         return any(is_weights(each.name) and each.exists() for each in snapshot.iterdir())
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):

@@ -22,6 +22,7 @@ from exo_cli.fetch.names import check_listing, is_small, is_weights
 from exo_cli.fetch.patience import Passing, Patience
 from exo_cli.fetch.seek import Sought, is_commit
 from exo_cli.models.safetensors import shown
+from exo_cli.schemas.first_use import shared
 
 ASK_S: Final = 20.0
 STALL_S: Final = 30.0
@@ -251,7 +252,7 @@ class HubClient:
             answer = get_session().get(url, headers=build_hf_headers(), params={"blobs": True}, timeout=ASK_S)
             hf_raise_for_status(answer)
         try:
-            said = msgspec.json.decode(answer.content, type=_Said)
+            said = msgspec.json.decode(answer.content, type=shared(_Said))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise BadData(f"{self._endpoint} does not answer as a hub does: {error}"[:300]) from error
         return _checked(said, sought, name, self._endpoint)

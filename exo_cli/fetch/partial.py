@@ -18,6 +18,7 @@ from exo_cli.errors import Internal
 from exo_cli.fetch import journal, pieces
 from exo_cli.fetch.names import is_digest, is_small, is_weights
 from exo_cli.fetch.pieces import Range, Span
+from exo_cli.schemas.first_use import shared
 
 LOCK: Final = ".exo-lock"
 MAP: Final = ".exo-map.json"
@@ -65,7 +66,7 @@ class Partial:
         # The journal first: what leaves it is in the map by then.
         noted = journal.read(path)
         try:
-            found = msgspec.json.decode((path / MAP).read_bytes(), type=Map)
+            found = msgspec.json.decode((path / MAP).read_bytes(), type=shared(Map))
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             # Without a map nothing is there: whoever fetches begins anew.
             return None

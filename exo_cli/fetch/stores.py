@@ -24,6 +24,7 @@ from exo_cli.fetch.names import CONFIG, INDEX, is_digest, is_weights
 from exo_cli.fetch.partial import Partial
 from exo_cli.fetch.seek import FOLDER, seek
 from exo_cli.models.directory import ModelDirectory
+from exo_cli.schemas.first_use import shared
 
 _SCHEMA: Final = "exo.models/1"
 _MAX_INDEX_BYTES: Final = 64 * 1024 * 1024
@@ -209,7 +210,7 @@ class Stores:
         try:
             with open(self._index_path, "rb") as file:
                 data = file.read(_MAX_INDEX_BYTES)
-            index = msgspec.json.decode(data, type=Index)
+            index = msgspec.json.decode(data, type=shared(Index))
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             # A cache: what cannot be read is read from the models again.
             return {}

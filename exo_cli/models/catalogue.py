@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from exo_cli.models.geometry import Geometry, geometry
+from exo_cli.schemas.first_use import shared
 
 POCKET: Final = "pocket"
 POCKET_DIRECTORY: Final = Path(__file__).parent / POCKET
@@ -67,7 +68,7 @@ class _Catalogue(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def rows() -> tuple[Row, ...]:
     """Every model, in the order of the file."""
-    return msgspec.json.decode(_FILE.read_bytes(), type=_Catalogue).models
+    return msgspec.json.decode(_FILE.read_bytes(), type=shared(_Catalogue)).models
 
 
 @cache

@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from exo_cli.schemas.doctor import Collective
+from exo_cli.schemas.first_use import shared
 
 MODULE: Final = "exo_cli.engine.collective"
 HERE: Final = "this machine, two processes"
@@ -138,7 +139,7 @@ def _run(
     if late:
         return None, "no answer from the other rank before the deadline"
     try:
-        return msgspec.json.decode(outputs[0][0], type=_Report), None
+        return msgspec.json.decode(outputs[0][0], type=shared(_Report)), None
     except msgspec.MsgspecError:
         return None, "the process that measures printed something else than its report"
 

@@ -16,6 +16,7 @@ import msgspec
 from exo_cli import atomic
 from exo_cli.errors import BadData, CannotCreate, InputOutput, NotFound
 from exo_cli.rdma.sources import SOURCES, Platform, Source
+from exo_cli.schemas.first_use import shared
 
 SCHEMA: Final = "exo.capture/1"
 MANIFEST: Final = "capture.json"
@@ -114,13 +115,13 @@ def _read_node(directory: Path) -> Capture:
 def _manifest(directory: Path) -> _Manifest:
     data = _plain_file(directory, MANIFEST)
     try:
-        schema = msgspec.json.decode(data, type=_Schema).schema
+        schema = msgspec.json.decode(data, type=shared(_Schema)).schema
         if schema != SCHEMA:
             raise BadData(
                 f"{directory / MANIFEST} is of the schema {schema[:40]!r}, and this exo reads {SCHEMA}",
                 hint="Diagnose it with the exo that made it, or make it again.",
             )
-        manifest = msgspec.json.decode(data, type=_Manifest)
+        manifest = msgspec.json.decode(data, type=shared(_Manifest))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadData(f"{directory / MANIFEST} is no capture: {error}") from error
     if not manifest.node or len(manifest.node) > 128:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import msgspec
 
 from exo_cli.rdma.text import Unreadable, decoded, lines
+from exo_cli.schemas.first_use import shared
 
 
 class Mlx(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +41,7 @@ def environment(data: bytes) -> dict[str, str]:
 
 def mlx(data: bytes) -> Mlx:
     try:
-        return msgspec.json.decode(decoded(data).encode(), type=Mlx)
+        return msgspec.json.decode(decoded(data).encode(), type=shared(Mlx))
     except msgspec.MsgspecError:
         raise Unreadable("it is not what the probe prints, or is cut off") from None
 

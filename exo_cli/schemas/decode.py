@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from exo_cli.errors import BadData, VersionMismatch
+from exo_cli.schemas.first_use import shared
 from exo_cli.schemas.topology import Node, Topology
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
@@ -35,7 +36,7 @@ def decode(data: bytes, kind: type[T], *, schema: str, where: str, hint: str | N
     if len(data) > MAX_DOCUMENT_BYTES:
         raise too_large(where, hint=hint)
     try:
-        head = msgspec.json.decode(data, type=_Head)
+        head = msgspec.json.decode(data, type=shared(_Head))
     except msgspec.ValidationError:
         raise BadData(
             f"{where} does not say which 'schema' it is; {schema} was expected", hint=hint
@@ -44,7 +45,7 @@ def decode(data: bytes, kind: type[T], *, schema: str, where: str, hint: str | N
         raise BadData(f"{where} is not JSON: {_because(error)}", hint=hint) from error
     _check_schema(head.schema, schema, where, hint)
     try:
-        value = msgspec.json.decode(data, type=kind)
+        value = msgspec.json.decode(data, type=shared(kind))
     except _NOT_JSON as error:
         raise BadData(f"{where} is not a valid {schema}: {_because(error)}", hint=hint) from error
     problem = next(_problems(value), None)
@@ -58,7 +59,7 @@ def decode_node(data: bytes, *, where: str) -> Node:
     if len(data) > MAX_RECORD_BYTES:
         raise BadData(f"{where} is larger than {MAX_RECORD_BYTES // 2**10} KiB")
     try:
-        node = msgspec.json.decode(data, type=Node)
+        node = msgspec.json.decode(data, type=shared(Node))
     except _NOT_JSON as error:
         raise BadData(f"{where} is not a node's record: {_because(error)}") from error
     problem = next(_bad_numbers(msgspec.to_builtins(node), "$"), None)

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from exo_cli.cluster.describe import Self
+from exo_cli.schemas.first_use import shared
 
 TIMEOUT_S: Final = 120.0
 """A backend that compiles its kernels at first use takes its time."""
@@ -74,7 +75,7 @@ async def _ask(command: Sequence[str], found: _Found) -> tuple[str | None, int]:
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
         trying: str | None = None
         async for line in process.stdout:
-            said = msgspec.json.decode(line, type=_Said)
+            said = msgspec.json.decode(line, type=shared(_Said))
             trying = said.trying
             _note(said, found)
         return trying, await process.wait()

@@ -18,6 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from exo_cli.errors import ExoError, Internal, SystemFailure, TryAgain
+from exo_cli.schemas.first_use import shared
 from exo_cli.shard.cores import pin
 from exo_cli.shard.messages import AHEAD, LEAVE, Beat, Failed, Line, Progress, Ready, Start
 
@@ -185,7 +186,7 @@ class Engine:
         said: ExoError | None = None
         async for raw in _lines(self._process.stdout):
             try:
-                line = msgspec.json.decode(raw, type=Line)
+                line: Line = msgspec.json.decode(raw, type=shared(Line))
             except msgspec.MsgspecError:
                 self._stderr.append(raw.decode(errors="replace").rstrip())
                 continue

@@ -22,6 +22,7 @@ import msgspec
 
 from exo_cli import __version__, atomic
 from exo_cli.cluster.describe import Self
+from exo_cli.schemas.first_use import shared
 from exo_cli.schemas.topology import Batch, Rate
 from exo_cli.shard.cores import THREAD_VARIABLES, cores_text, pin
 from exo_cli.shard.engine import Surroundings
@@ -166,7 +167,7 @@ async def _ask(command: Sequence[str], trial: Trial, surroundings: Surroundings)
 
 def _rates(said: bytes) -> tuple[Rate, ...]:
     try:
-        lines = [msgspec.json.decode(line, type=_Said) for line in said.splitlines()]
+        lines = [msgspec.json.decode(line, type=shared(_Said)) for line in said.splitlines()]
     except msgspec.MsgspecError:
         return ()
     now_ms = time.time_ns() // 1_000_000
@@ -187,7 +188,7 @@ def _rates(said: bytes) -> tuple[Rate, ...]:
 def _kept(trial: Trial) -> tuple[Rate, ...]:
     """What was measured before under what is so now."""
     try:
-        kept = msgspec.json.decode((trial.directory / FILE).read_bytes(), type=Kept)
+        kept = msgspec.json.decode((trial.directory / FILE).read_bytes(), type=shared(Kept))
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return ()
     wanted = (_SCHEMA, _key(trial.surroundings(), trial.numerics))

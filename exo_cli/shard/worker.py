@@ -26,6 +26,7 @@ from exo_cli.cluster.ports import free_port, is_free
 from exo_cli.engine.core import StageCore
 from exo_cli.errors import Exit, ExoError, SystemFailure
 from exo_cli.fetch.partial import coverage
+from exo_cli.schemas.first_use import shared
 from exo_cli.shard import translate
 from exo_cli.shard.flows import StageFacts, StageFlows
 from exo_cli.shard.links import Door
@@ -219,7 +220,7 @@ def _ahead(pipe: BinaryIO) -> bytes:
     def hear() -> None:
         lines.append(pipe.readline())
         if lines[0]:
-            _touch(msgspec.json.decode(lines[0], type=Start))
+            _touch(msgspec.json.decode(lines[0], type=shared(Start)))
 
     # Imported before there is a thread: two that import the same wait for each other.
     from exo_cli.engine.cpu import large_pages
@@ -264,7 +265,7 @@ def _end_with_parent() -> Start:
         line = pipe.readline()
     if not line:
         sys.exit(Exit.OK)  # nobody needed us
-    start = msgspec.json.decode(line, type=Start)
+    start = msgspec.json.decode(line, type=shared(Start))
 
     def watch() -> None:
         # Not through the buffer: the interpreter cannot end while a thread holds its lock, and aborts.
