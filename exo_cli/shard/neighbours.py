@@ -102,10 +102,11 @@ class Neighbours:
         while True:
             try:
                 beside = await self._greeted(to, pb.FlowStart.PULSE, way)
-                heard = self._loop.time()
                 try:
                     await pulse.ask(beside)
                     break
+                except PipeEnded:
+                    heard = self._loop.time()  # it ended, which is no silence: that begins anew
                 finally:
                     beside.close()
             except PipeEnded:

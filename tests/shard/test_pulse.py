@@ -203,6 +203,44 @@ def test_a_neighbour_without_a_pulse_is_not_missed(hasty: None) -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
+def test_a_pulse_that_ends_after_a_long_time_is_begun_anew(
+    brisk: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end says nothing of the way beside it, however long ago it was opened."""
+    monkeypatch.setattr(subject, "ANSWER_S", 0.3)
+
+    async def main() -> None:
+        came: list[tuple[Pipe, asyncio.Task[None]]] = []
+        ways: list[Pipe] = []
+
+        def admit(pipe: Pipe, start: pb.FlowStart) -> None:
+            if start.role == PULSE:
+                came.append((pipe, asyncio.create_task(subject.answer(pipe))))
+            else:
+                ways.append(pipe)
+
+        door = Door([LEAF], "n", greet, admit)
+        port = free_port()
+        door.listen(["127.0.0.1"], port)
+        async with side() as one:
+            one.beside.send((f"127.0.0.1:{port}", "s"), PREVIOUS, CANCEL)
+            await until(lambda: len(came) == 1)
+            await asyncio.sleep(0.6)
+            pipe, answering = came[0]
+            answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
+            pipe.close()
+            await until(lambda: len(came) == 2 or not one.lost_.empty())
+            assert one.lost_.empty()
+            came[1][1].cancel()
+            await asyncio.gather(came[1][1], return_exceptions=True)
+        await door.close()
+        for each in (*ways, *(pipe for pipe, _ in came)):
+            each.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def test_a_member_of_another_cluster_has_no_pulse_here(hasty: None) -> None:
     stranger = issue_leaf(ClusterKey(bytes(range(2, 34))))
 
