@@ -4,7 +4,6 @@ a port that real stages come to. Knows nothing of what is legal.
 
 import asyncio
 import socket
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -98,10 +97,6 @@ async def knock(source: KeyringSource, port: int) -> Pipe:
     leaf = issue_leaf(source.current().primary)
     sock = socket.create_connection(("127.0.0.1", port))
     return await secured(tuned(sock), client_context(leaf), name=leaf.name)
-
-
-def with_length(data: bytes) -> bytes:
-    return struct.pack("!I", len(data)) + data
 
 
 class Ears:
